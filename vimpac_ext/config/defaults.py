@@ -1,0 +1,110 @@
+"""Every configuration key with its default. Names and meanings follow PySlowFast where it has them.
+
+A section with a ``NAME`` is a component: ``NAME`` is the registered class, the lower-case keys are
+its constructor's keyword arguments. ``HEADS`` and ``LOSSES`` map names of your choice to such
+sections (set an entry to null to remove an inherited one).
+"""
+
+from typing import Any
+
+DEFAULTS: dict[str, Any] = {
+    # --- components -------------------------------------------------------------------------
+    "PLUGINS": [],  # modules to import first, so that they can register components
+    "TASK": {"NAME": ""},  # PretrainTask, FinetuneTask, TrainTokenizerTask
+    "TOKENIZER": {"NAME": ""},  # makes the tokens; also checked against the token stores
+    "MASKER": {"NAME": ""},
+    "BACKBONE": {"NAME": ""},
+    "HEADS": {},
+    "LOSSES": {},
+    # --- model ------------------------------------------------------------------------------
+    "MODEL": {
+        "NUM_CLASSES": 0,  # classes of the classification head; 0 = no labels needed
+    },
+    # --- data -------------------------------------------------------------------------------
+    "DATA": {
+        "PATH_TO_DATA_DIR": "",  # folder of the downloaded data set
+        "NUM_FRAMES": 5,  # frames in a clip (T)
+        "SAMPLING_RATE": 1,  # take every n-th frame of the TARGET_FPS frames
+        "TARGET_FPS": 2.0,  # frames per second at which videos are decoded and tokenised
+        "TRAIN_CROP_SIZE": 128,  # pixels, height = width
+        "TEST_CROP_SIZE": 128,  # pixels, height = width
+        "TOKEN_STRIDE": 8,  # pixels per token side
+        "VOCAB_SIZE": 8192,  # codes of the tokenizer
+        "TRAIN_VIEWS": "center",  # center, three_crops, resize2_crop3, resize2_crop3_flip2, or a list
+        "MAX_PAIR_DISTANCE": None,  # seconds between the two clips of a pair; null = whole video
+        "SINGLE_FRAME": False,  # control: repeat one frame of the clip T times
+        "ENSEMBLE_METHOD": "sum",  # how view probabilities become one prediction: sum, max
+        "ON_BAD_VIDEO": "error",  # error, skip (left out, stated), count_wrong (test only)
+    },
+    "DATA_LOADER": {
+        "NUM_WORKERS": 2,  # processes that prepare batches; 0 = in the main process
+        "PIN_MEMORY": True,  # page-locked batches, used on a GPU only
+    },
+    # --- token extraction -------------------------------------------------------------------
+    "EXTRACT": {
+        "BATCH_SIZE": 64,  # frames per tokenizer call
+        "PRECISION": "fp32",  # fp32, bf16
+        "NUM_WORKERS": 2,  # decoding threads
+    },
+    # --- training ---------------------------------------------------------------------------
+    "TRAIN": {
+        "ENABLE": True,
+        "DATASET": {"NAME": "", "split": "train"},
+        "TOKEN_STORE": "",  # folder written by tools/extract_tokens.py
+        "BATCH_SIZE": 64,  # videos per parameter update
+        "MICRO_BATCH_SIZE": 0,  # videos per forward pass (= contrast group); 0 = BATCH_SIZE
+        "EVAL_PERIOD": 0,  # test every n epochs while training; 0 = never
+        "CHECKPOINT_PERIOD": 10,  # save every n epochs (and after the last)
+        "AUTO_RESUME": True,  # continue from the newest checkpoint in OUTPUT_DIR
+        "CHECKPOINT_FILE_PATH": "",  # initialise weights (only) from this file
+        "CHECKPOINT_OPTIMIZER": False,  # take that file's optimizer moments too (a next stage)
+        "PRECISION": "fp32",  # fp32, bf16 (autocast)
+    },
+    # --- testing ----------------------------------------------------------------------------
+    "TEST": {
+        "ENABLE": True,
+        "DATASET": {"NAME": "", "split": "validation"},
+        "TOKEN_STORE": "",
+        "BATCH_SIZE": 64,  # clips (views) per forward pass
+        "CHECKPOINT_FILE_PATH": "",  # default: the newest checkpoint in OUTPUT_DIR
+        "NUM_ENSEMBLE_VIEWS": 10,  # temporal views per video
+        "NUM_SPATIAL_CROPS": 3,  # 3: top-left, center, bottom-right; 1: center
+        "PRECISION": "fp32",  # fp32, bf16 (autocast)
+        "START_RULE": "linspace",  # linspace i*D/(V-1), uniform i*D/V, vimpac (V=1 starts at 0)
+    },
+    # --- optimisation -----------------------------------------------------------------------
+    "SOLVER": {
+        "MAX_EPOCH": 10,
+        "BASE_LR": 1e-4,
+        "LR_POLICY": "linear",  # linear (decay to 0), constant
+        "SCHEDULE_EPOCHS": 0,  # epochs that the schedule spans; 0 = MAX_EPOCH
+        "SCHEDULE_START_EPOCH": 0,  # epochs of the schedule that an earlier stage has done
+        "WARMUP_RATIO": 0.1,  # share of all updates spent on linear warm-up
+        "OPTIMIZING_METHOD": "adamw",
+        "BETAS": [0.9, 0.999],
+        "EPS": 1e-8,
+        "WEIGHT_DECAY": 0.01,  # not applied to biases and normalisation weights
+        "CLIP_GRAD_L2NORM": 1.0,  # 0 = off
+    },
+    # --- run --------------------------------------------------------------------------------
+    "NUM_GPUS": 1,  # 0 = CPU
+    "RNG_SEED": 0,
+    "OUTPUT_DIR": "output",
+    "LOG_PERIOD": 10,  # updates between log lines
+    "TENSORBOARD": True,  # event files in OUTPUT_DIR/tensorboard
+}
+
+# Mappings from a free name to a component section.
+COMPONENT_MAPPINGS = ("HEADS", "LOSSES")
+
+# Which registry a component section's NAME is looked up in.
+SECTION_REGISTRIES = {
+    "TASK": "TASKS",
+    "TOKENIZER": "TOKENIZERS",
+    "MASKER": "MASKERS",
+    "BACKBONE": "BACKBONES",
+    "HEADS": "HEADS",
+    "LOSSES": "LOSSES",
+    "TRAIN.DATASET": "DATASETS",
+    "TEST.DATASET": "DATASETS",
+}

@@ -1,0 +1,117 @@
+"""Checks across keys, before any work starts."""
+
+from vimpac_ext.config.load import ConfigError, LoadedConfig
+
+_CHOICES = {
+    "TRAIN.PRECISION": ("fp32", "bf16"),
+    "TEST.PRECISION": ("fp32", "bf16"),
+    "EXTRACT.PRECISION": ("fp32", "bf16"),
+    "DATA.ENSEMBLE_METHOD": ("sum", "max"),
+    "DATA.ON_BAD_VIDEO": ("error", "skip", "count_wrong"),
+    "TEST.START_RULE": ("linspace", "uniform", "vimpac"),
+    "TEST.NUM_SPATIAL_CROPS": (1, 3),
+    "SOLVER.LR_POLICY": ("linear", "constant"),
+    "SOLVER.OPTIMIZING_METHOD": ("adamw",),
+    "NUM_GPUS": (0, 1),
+}
+_POSITIVE = (
+    "DATA.NUM_FRAMES",
+    "DATA.SAMPLING_RATE",
+    "DATA.TARGET_FPS",
+    "DATA.TOKEN_STRIDE",
+    "DATA.VOCAB_SIZE",
+    "TRAIN.BATCH_SIZE",
+    "TRAIN.CHECKPOINT_PERIOD",
+    "TEST.BATCH_SIZE",
+    "TEST.NUM_ENSEMBLE_VIEWS",
+    "EXTRACT.BATCH_SIZE",
+    "SOLVER.MAX_EPOCH",
+    "SOLVER.BASE_LR",
+    "LOG_PERIOD",
+)
+_NOT_NEGATIVE = (
+    "TRAIN.MICRO_BATCH_SIZE",
+    "TRAIN.EVAL_PERIOD",
+    "DATA_LOADER.NUM_WORKERS",
+    "EXTRACT.NUM_WORKERS",
+    "MODEL.NUM_CLASSES",
+    "SOLVER.WEIGHT_DECAY",
+    "SOLVER.CLIP_GRAD_L2NORM",
+    "SOLVER.WARMUP_RATIO",
+    "SOLVER.SCHEDULE_EPOCHS",
+    "SOLVER.SCHEDULE_START_EPOCH",
+    "RNG_SEED",
+)
+
+
+def validate(loaded: LoadedConfig) -> None:
+    """Checks ranges, choices and keys that must agree.
+
+    Raises:
+        ConfigError: naming the key, where it was set, what was found and what is valid.
+    """
+    for key, choices in _CHOICES.items():
+        _require(loaded, key, _value(loaded, key) in choices, f"one of {_listed(choices)}")
+    for key in _POSITIVE:
+        _require(loaded, key, _value(loaded, key) > 0, "positive")
+    for key in _NOT_NEGATIVE:
+        _require(loaded, key, _value(loaded, key) >= 0, "zero or more")
+    _require(loaded, "SOLVER.WARMUP_RATIO", loaded.cfg.SOLVER.WARMUP_RATIO < 1, "below 1")
+    betas = loaded.cfg.SOLVER.BETAS
+    in_range = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    _require(loaded, "SOLVER.BETAS", in_range, "two numbers in [0, 1)")
+    _check_batch(loaded)
+    _check_schedule(loaded)
+    _check_crops(loaded)
+
+
+def _check_batch(loaded: LoadedConfig) -> None:
+    train = loaded.cfg.TRAIN
+    if train.MICRO_BATCH_SIZE:
+        _require(
+            loaded,
+            "TRAIN.MICRO_BATCH_SIZE",
+            train.BATCH_SIZE % train.MICRO_BATCH_SIZE == 0,
+            f"0 or a divisor of TRAIN.BATCH_SIZE ({train.BATCH_SIZE})",
+        )
+    if train.ENABLE:
+        on_bad = loaded.cfg.DATA.ON_BAD_VIDEO
+        allowed = on_bad != "count_wrong" or loaded.cfg.MODEL.NUM_CLASSES > 0
+        _require(loaded, "DATA.ON_BAD_VIDEO", allowed, "error or skip for a task without labels")
+
+
+def _check_schedule(loaded: LoadedConfig) -> None:
+    solver = loaded.cfg.SOLVER
+    if solver.SCHEDULE_EPOCHS:
+        done = solver.SCHEDULE_START_EPOCH + solver.MAX_EPOCH
+        _require(
+            loaded,
+            "SOLVER.SCHEDULE_EPOCHS",
+            solver.SCHEDULE_EPOCHS >= done,
+            f"0 or at least SCHEDULE_START_EPOCH + MAX_EPOCH ({done})",
+        )
+
+
+def _check_crops(loaded: LoadedConfig) -> None:
+    stride = loaded.cfg.DATA.TOKEN_STRIDE
+    for key in ("DATA.TRAIN_CROP_SIZE", "DATA.TEST_CROP_SIZE"):
+        size = _value(loaded, key)
+        fits = size > 0 and size % stride == 0
+        _require(loaded, key, fits, f"a positive multiple of DATA.TOKEN_STRIDE ({stride})")
+
+
+def _value(loaded: LoadedConfig, key: str) -> object:
+    node = loaded.cfg
+    for name in key.split("."):
+        node = node[name]
+    return node
+
+
+def _listed(choices: tuple[object, ...]) -> str:
+    return ", ".join(map(str, choices))
+
+
+def _require(loaded: LoadedConfig, key: str, condition: bool, expected: str) -> None:
+    if not condition:
+        found = _value(loaded, key)
+        raise ConfigError(f"{key} in {loaded.where(key)} must be {expected}, found {found!r}")

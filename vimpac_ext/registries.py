@@ -1,0 +1,105 @@
+"""Every extension point of the library, one registry each, with its contract.
+
+Register a component from anywhere with a decorator, then name it in a config::
+
+    from vimpac_ext.registries import MASKERS
+
+    @MASKERS.register()
+    class CheckerboardMasker: ...
+
+A component's options are its constructor's keyword arguments. A config section is ``NAME`` (the
+registered class) plus lower-case keyword arguments. See `vimpac_ext.build.build` for how runtime
+arguments (token grid, vocabulary size, number of classes) are added.
+"""
+
+from fvcore.common.registry import Registry
+
+
+def _registry(name: str, contract: str) -> Registry:
+    registry = Registry(name)
+    registry.__doc__ = contract
+    return registry
+
+
+DATASETS = _registry(
+    "DATASETS",
+    """Annotation files -> a list of videos.
+
+    ``Dataset(root: str, split: str, ...)`` with attributes ``records: list[VideoRecord]``,
+    ``class_names: list[str]`` (empty when unlabelled) and ``fingerprint: str`` (hash of what was
+    read). Reads annotations only, never a video. Errors name the file and the line or key.
+    """,
+)
+
+TOKENIZERS = _registry(
+    "TOKENIZERS",
+    """Frames <-> discrete tokens; an ``nn.Module``, frozen, in eval mode.
+
+    ``encode(frames: float (N, 3, H, W) in [0, 1]) -> int64 (N, H/stride, W/stride)`` and
+    ``decode(tokens: int64 (N, h, w)) -> float (N, 3, h*stride, w*stride) in [0, 1]`` where it can.
+    Attributes: ``vocab_size: int``, ``stride: int``, ``fingerprint: str`` (name and hash of the
+    weights).
+    """,
+)
+
+MASKERS = _registry(
+    "MASKERS",
+    """Chooses the tokens to hide.
+
+    ``masker(tokens: int64 (B, T, H, W), generator: torch.Generator | None) -> bool (B, T, H, W)``,
+    True = hidden. Vectorised over clips, on the device of ``tokens``. PAD is excluded by the
+    caller.
+    """,
+)
+
+BACKBONES = _registry(
+    "BACKBONES",
+    """Clip -> features; an ``nn.Module``.
+
+    Attributes: ``input_kind`` ("tokens" or "pixels") and ``embed_dim: int``.
+    ``forward(clip) -> {"cls": (B, D), "features": (B, t, h, w, D)}``; "features" may be absent.
+    A token backbone takes int64 (B, T, H, W) and exposes ``token_embedding: nn.Embedding``.
+    Runtime arguments on request: ``grid: tuple[int, int, int]``, ``vocab_size: int``.
+    """,
+)
+
+HEADS = _registry(
+    "HEADS",
+    """Backbone outputs -> predictions; an ``nn.Module``.
+
+    ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features" and "mask", returns
+    its own new keys (documented in its docstring). Runtime arguments on request: ``embed_dim``,
+    ``vocab_size``, ``num_classes``, ``token_embedding``.
+    """,
+)
+
+LOSSES = _registry(
+    "LOSSES",
+    """Predictions and targets -> a scalar; an ``nn.Module`` without parameters.
+
+    ``forward(outputs: dict, targets: dict) -> float32 scalar``. Pure. The attribute ``weight``
+    scales it in the total.
+    """,
+)
+
+TASKS = _registry(
+    "TASKS",
+    """What one training step does; an ``nn.Module`` that owns the model.
+
+    ``training_step(batch: dict, generator: torch.Generator) -> dict[str, scalar tensor]``; the key
+    "loss" is what the trainer minimises, the others are logged. ``predict(clips) -> (B, classes)``
+    probabilities where the task can be tested. Built components are given on request by
+    parameter name: ``backbone``, ``heads``, ``losses``, ``masker``, ``tokenizer``. A task knows
+    masks, models and losses; it knows no loop.
+    """,
+)
+
+ALL_REGISTRIES: dict[str, Registry] = {
+    "DATASETS": DATASETS,
+    "TOKENIZERS": TOKENIZERS,
+    "MASKERS": MASKERS,
+    "BACKBONES": BACKBONES,
+    "HEADS": HEADS,
+    "LOSSES": LOSSES,
+    "TASKS": TASKS,
+}
