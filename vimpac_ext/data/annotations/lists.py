@@ -1,0 +1,184 @@
+"""Your own videos: a list of `path label` lines, or a folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vimpac_ext.data.annotations.common import (
+    VIDEO_EXTENSIONS,
+    check_records,
+    find_file,
+    find_folder,
+    read_lines,
+)
+from vimpac_ext.files import sha256_of
+from vimpac_ext.registries import DATASETS
+from vimpac_ext.structures import UNLABELLED, VideoRecord
+
+
+@DATASETS.register()
+class PathLabelList:
+    """A list of videos as PySlowFast and MMAction2 read it: `path label`, one video a line.
+
+    The label is the last field of the line, so paths may contain the separator. There is no
+    header. Blank lines are skipped.
+
+    Attributes:
+        records: the videos in the order of the list; ``video_id`` is the path as written, without
+            extension (and without the root, if it stands below the root).
+        class_names: the lines of the class file, or "0", "1", ...; empty if unlabelled.
+        fingerprint: hash of the list, the class file, the split and the name of this class.
+
+    Args:
+        root: folder of the list; relative paths start here.
+        split: name of the list without extension, such as "train".
+        separator: between path and label, such as a blank, a comma or a tab.
+        path_prefix: folder that relative paths start at instead, absolute or below the root.
+        labelled: if False, the whole line is the path.
+        num_classes: number of classes; without it the largest label of the list decides, which
+            may differ between splits.
+        class_file: file below the root with the name of a class in each line.
+
+    Raises:
+        FileNotFoundError: if the list is missing.
+        ValueError: if a line is wrong; names the file and the line.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        separator: str = " ",
+        path_prefix: str = "",
+        labelled: bool = True,
+        num_classes: int | None = None,
+        class_file: str | None = None,
+    ) -> None:
+        advice = f"Write {split}.csv with a line `<path>{separator}<label>` for each video."
+        list_file = find_file(root, "", [f"{split}.csv", f"{split}.txt"], advice)
+        base = Path(root).expanduser()
+        hashed = [list_file]
+        names: list[str] | None = None
+        if class_file is not None:
+            hashed.append(find_file(root, "", [class_file], "Write a class name in each line."))
+            names = [name for _, name in read_lines(hashed[-1])]
+            if num_classes not in (None, len(names)):
+                raise ValueError(
+                    f"num_classes is {num_classes}, but {hashed[-1]} has {len(names)} lines"
+                )
+            num_classes = len(names)
+        lines = read_lines(list_file)
+        self.records: list[VideoRecord] = []
+        for number, line in lines:
+            path, label = line, UNLABELLED
+            if labelled:
+                path, label = _split_line(
+                    line, separator, num_classes, f"{list_file}, line {number}"
+                )
+            video_id = _relative_to(Path(path), base).with_suffix("").as_posix()
+            self.records.append(VideoRecord(str(base / path_prefix / path), video_id, label))
+        check_records(self.records, list_file, lambda index: f"line {lines[index][0]}")
+        if num_classes is None:
+            num_classes = max(record.label for record in self.records) + 1
+        self.class_names: list[str] = names or [str(index) for index in range(num_classes)]
+        self.fingerprint = sha256_of(type(self).__name__, split, *hashed)
+
+
+@DATASETS.register()
+class VideoFolder:
+    """All videos below a folder, at any depth, in sorted order.
+
+    Links to folders are followed. Hidden files and folders (".name") are not looked at.
+
+    Attributes:
+        records: the videos; ``video_id`` is the path below the folder without extension.
+        class_names: names of the folders right below, sorted; empty if not labelled.
+        fingerprint: hash of the names found, the split and the name of this class.
+
+    Args:
+        root: folder of the videos.
+        split: folder below the root, such as "train"; "" is the root itself.
+        labelled: whether the folders right below are the classes. If the root has a folder
+            "train", its classes number those of every split.
+
+    Raises:
+        FileNotFoundError: if the folder is missing.
+        ValueError: if there are no videos, two have the same name but for the extension, or a
+            video is in no class.
+    """
+
+    def __init__(self, root: str, split: str = "", labelled: bool = False) -> None:
+        base = find_folder(Path(root).expanduser(), "Put your videos there.")
+        folder = find_folder(base / split, "Put the videos of this split there.")
+        names = sorted(_video_names(str(folder)))
+        class_folder = base / "train" if split and (base / "train").is_dir() else folder
+        self.class_names: list[str] = _folder_names(class_folder) if labelled else []
+        labels = {name: index for index, name in enumerate(self.class_names)}
+        self.records: list[VideoRecord] = []
+        for name in names:
+            label = UNLABELLED
+            if labelled:
+                class_name = name.split("/")[0]
+                if class_name not in labels:
+                    raise ValueError(
+                        f"{folder / name} is in none of the {len(labels)} class folders of "
+                        f"{class_folder}"
+                    )
+                label = labels[class_name]
+            video_id = Path(name).with_suffix("").as_posix()
+            self.records.append(VideoRecord(f"{folder}/{name}", video_id, label))
+        check_records(self.records, folder, names.__getitem__)
+        self.fingerprint = sha256_of(type(self).__name__, split, *self.class_names, "", *names)
+
+
+def _split_line(line: str, separator: str, num_classes: int | None, place: str) -> tuple[str, int]:
+    path, _, text = line.rpartition(separator)
+    path, text = path.strip(), text.strip()
+    if not path or not text.isdecimal():
+        other = next(
+            (s for s in (" ", ",", "\t", ";") if s != separator and _ends_in_number(line, s)), None
+        )
+        hint = f" Its separator seems to be {other!r}." if other else ""
+        raise ValueError(
+            f"{place}: expected `<path>{separator}<label>` (separator {separator!r}, the label a "
+            f"number from 0), found {line!r}.{hint} Use labelled=False for a list without labels."
+        )
+    if num_classes is not None and int(text) >= num_classes:
+        raise ValueError(
+            f"{place}: label {text} is not one of 0 to {num_classes - 1} (num_classes "
+            f"{num_classes})"
+        )
+    return path, int(text)
+
+
+def _ends_in_number(line: str, separator: str) -> bool:
+    path, _, text = line.rpartition(separator)
+    return bool(path) and text.strip().isdecimal()
+
+
+def _relative_to(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
+def _folder_names(folder: Path) -> list[str]:
+    return sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _video_names(
+    folder: str, below: str = "", parents: frozenset[str] = frozenset()
+) -> Iterator[str]:
+    """Yield the paths of the videos relative to the outermost folder."""
+    real_path = str(Path(folder).resolve())
+    if real_path in parents:  # A link to a folder around it: following it would never end.
+        return
+    # scandir knows what is a folder without a call to the file system for each of a million files.
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _video_names(entry.path, f"{below}{entry.name}/", parents | {real_path})
+            elif Path(entry.name).suffix.lower() in VIDEO_EXTENSIONS:
+                yield below + entry.name

@@ -1,0 +1,22 @@
+"""Many views of a video -> one prediction, and the numbers and files that report it."""
+
+from vimpac_ext.evaluation.metrics import (
+    confusion_matrix,
+    label_ranks,
+    per_class_accuracy,
+    topk_accuracy,
+)
+from vimpac_ext.evaluation.multi_view import ON_MISSING, MultiViewEvaluator, MultiViewResult
+from vimpac_ext.evaluation.report import PROTOCOL_KEYS, write_report
+
+__all__ = [
+    "ON_MISSING",
+    "PROTOCOL_KEYS",
+    "MultiViewEvaluator",
+    "MultiViewResult",
+    "confusion_matrix",
+    "label_ranks",
+    "per_class_accuracy",
+    "topk_accuracy",
+    "write_report",
+]
