@@ -1,0 +1,129 @@
+import io
+import shutil
+
+import lmdb
+import numpy as np
+import pytest
+
+from vimpac_ext.data.clip_sampling import (
+    START_RULES,
+    clip_indices,
+    max_start,
+    pair_starts,
+    random_start,
+    view_starts,
+)
+
+PAD = 8193
+CROPS = ("top", "center", "bottom")
+
+
+def authors_tokens(folder):
+    """Token maps (frames, 16, 16) of every video and crop, from the authors' LMDB format."""
+    videos = {}
+    for crop in CROPS:
+        path = folder / f"dalle_ucf101_train_test_fps16_hflip0_128{crop}128"
+        with (
+            lmdb.open(str(path), readonly=True, lock=False) as environment,
+            environment.begin() as transaction,
+        ):
+            for key, value in transaction.cursor():
+                tokens = np.load(io.BytesIO(value))["tokens"].astype(np.int64)
+                videos.setdefault(key.decode(), {})[crop] = tokens
+    return [videos[key] for key in sorted(videos)]
+
+
+@pytest.fixture(scope="module")
+def authors(fixtures_dir, tmp_path_factory):
+    original = fixtures_dir / "original"
+    # A copy, because LMDB refuses to open a folder that another test still has open.
+    folder = tmp_path_factory.mktemp("authors") / "video_tokens"
+    shutil.copytree(original / "video_tokens", folder)
+    return authors_tokens(folder), np.load(original / "token_samples.npz")
+
+
+def clip(tokens, start, stride):
+    chosen = tokens[clip_indices(start, len(tokens), 5, stride)]
+    return np.pad(chosen, ((0, 5 - len(chosen)), (0, 0), (0, 0)), constant_values=PAD)
+
+
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_vimpac_rule_gives_the_authors_test_clips(num_views, authors):
+    videos, samples = authors
+    for rank, video in enumerate(videos):
+        starts = view_starts(len(video["top"]), 5, 4, num_views, "vimpac")
+        clips = [clip(video[crop], start, 4) for crop in CROPS for start in starts]
+        np.testing.assert_array_equal(samples[f"test_n{num_views}/{rank}/tokens"], clips)
+
+
+def possible_starts(tokens, wanted, stride):
+    last = max_start(len(tokens), 5, stride)
+    return [s for s in range(last + 1) if np.array_equal(clip(tokens, s, stride), wanted)]
+
+
+@pytest.mark.parametrize("distance", [None, 0, 4])
+def test_the_authors_random_clips_are_possible(distance, authors):
+    videos, samples = authors
+    for rank, video in enumerate(videos):
+        first, second = samples[f"pretrain_R{distance}/{rank}/tokens"]
+        first_starts = possible_starts(video["center"], first, 1)
+        second_starts = possible_starts(video["center"], second, 1)
+        assert len(first_starts) == len(second_starts) == 1
+        if distance is not None:
+            assert abs(first_starts[0] - second_starts[0]) <= distance
+        tuned = samples[f"finetune/{rank}/tokens"]
+        assert any(possible_starts(video[crop], tuned, 4) for crop in CROPS)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 5, 9, 40])
+@pytest.mark.parametrize("stride", [1, 4])
+def test_starts_cover_the_video(num_frames, stride):
+    last = max_start(num_frames, 5, stride)
+    assert last == max(num_frames + stride - 1 - 5 * stride, 0)
+    if num_frames > 5 * stride:  # the last clip ends with the last frame
+        assert clip_indices(last, num_frames, 5, stride)[-1] == num_frames - 1
+        assert len(clip_indices(last, num_frames, 5, stride)) == 5
+        assert len(clip_indices(last + 1, num_frames, 5, stride)) == 4
+    generator = np.random.default_rng(0)
+    drawn = {random_start(num_frames, 5, stride, generator) for _ in range(500)}
+    assert drawn == set(range(last + 1))
+
+
+@pytest.mark.parametrize("distance", [None, 0, 3, 100])
+def test_pairs_reach_all_allowed_distances(distance):
+    generator = np.random.default_rng(0)
+    pairs = [pair_starts(20, 5, 1, generator, distance) for _ in range(3000)]
+    reach = 15 if distance is None else min(distance, 15)
+    assert {abs(first - second) for first, second in pairs} == set(range(reach + 1))
+    assert {first for first, _ in pairs} == set(range(16))
+    assert all(0 <= second <= 15 for _, second in pairs)
+
+
+def test_same_generator_gives_the_same_clips():
+    pairs = [pair_starts(1000, 5, 1, np.random.default_rng((1, 2, 3))) for _ in range(2)]
+    assert pairs[0] == pairs[1]
+
+
+def test_rules():
+    # max_start is 23
+    assert view_starts(40, 5, 4, 1, "vimpac") == [0]
+    assert view_starts(40, 5, 4, 1, "linspace") == [11]
+    assert view_starts(40, 5, 4, 1, "uniform") == [0]
+    assert view_starts(40, 5, 4, 4, "vimpac") == [int(23 * i / 3) for i in range(4)]
+    assert view_starts(40, 5, 4, 4, "linspace") == [int(23 * i / 3) for i in range(4)]
+    assert view_starts(40, 5, 4, 4, "uniform") == [int(23 * i / 4) for i in range(4)]
+    for rule in START_RULES:
+        assert view_starts(3, 5, 4, 3, rule) == [0, 0, 0]
+
+
+def test_short_videos_give_short_clips():
+    np.testing.assert_array_equal(clip_indices(0, 9, 5, 4), [0, 4, 8])
+    np.testing.assert_array_equal(clip_indices(0, 3, 5, 1), [0, 1, 2])
+    assert clip_indices(2, 40, 5, 4).dtype == np.int64
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="unknown start rule 'middle', expected one of vimpac"):
+        view_starts(40, 5, 4, 1, "middle")
+    with pytest.raises(ValueError, match="num_views"):
+        view_starts(40, 5, 4, 0, "vimpac")

@@ -1,0 +1,38 @@
+"""Videos -> clips: annotations, decoding, spatial views, token stores, clip data sets."""
+
+from vimpac_ext.data.annotations import (
+    HMDB51,
+    UCF101,
+    Diving48,
+    HowTo100M,
+    Kinetics400,
+    PathLabelList,
+    SomethingSomethingV2,
+    VideoFolder,
+)
+from vimpac_ext.data.decode import VideoReader
+from vimpac_ext.data.spatial_views import SpatialView, spatial_views
+from vimpac_ext.data.store_format import StoreMeta
+from vimpac_ext.data.token_dataset import TokenClips
+from vimpac_ext.data.token_store import TokenStore
+from vimpac_ext.data.token_store_writer import TokenStoreWriter
+from vimpac_ext.data.video_dataset import FrameClips
+
+__all__ = [
+    "HMDB51",
+    "UCF101",
+    "Diving48",
+    "FrameClips",
+    "HowTo100M",
+    "Kinetics400",
+    "PathLabelList",
+    "SomethingSomethingV2",
+    "SpatialView",
+    "StoreMeta",
+    "TokenClips",
+    "TokenStore",
+    "TokenStoreWriter",
+    "VideoFolder",
+    "VideoReader",
+    "spatial_views",
+]

@@ -1,0 +1,135 @@
+"""Which clips of a video make up one item of a data set, for tokens and pixels alike."""
+
+import numpy as np
+
+from vimpac_ext.data.clip_sampling import (
+    START_RULES,
+    clip_indices,
+    pair_starts,
+    random_start,
+    view_starts,
+)
+
+MODES = ("random", "pair", "uniform")
+
+
+def epoch_and_index(key: int | tuple[int, int], num_items: int) -> tuple[int, int]:
+    """Read the key of an item: its index (in epoch 0), or (epoch, index).
+
+    Raises:
+        IndexError: there is no such item.
+    """
+    epoch, index = key if isinstance(key, tuple) else (0, int(key))
+    if not 0 <= index < num_items:
+        raise IndexError(f"item {index} of a data set of {num_items}")
+    return epoch, index
+
+
+def item_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """Randomness of one item in one epoch, the same in whatever process it is drawn."""
+    return np.random.default_rng((seed, epoch, index))
+
+
+class ClipSampler:
+    """Chooses the spatial view and the frames of every clip of an item.
+
+    Modes: "random", one clip from a random start; "pair", two clips of the same random view
+    (Section 3.3); "uniform", for testing, ``num_temporal_views`` clips spread over the video in
+    each of the spatial views, all of view 0 first, then view 1, ...
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        num_views: int,
+        num_frames: int,
+        sampling_rate: int = 1,
+        num_temporal_views: int = 1,
+        start_rule: str = "linspace",
+        max_distance_frames: int | None = None,
+        single_frame: bool = False,
+    ) -> None:
+        """Check the options.
+
+        Args:
+            mode: one of `MODES`.
+            num_views: number of spatial views to draw from ("uniform" takes all).
+            num_frames: frames of a clip.
+            sampling_rate: a clip takes every so many frames.
+            num_temporal_views: clips per spatial view ("uniform").
+            start_rule: where these start, one of `START_RULES` ("uniform").
+            max_distance_frames: largest distance of the two starts, None = no limit ("pair").
+            single_frame: repeat one frame of the clip instead (a control experiment): a random
+                one, or the middle one in "uniform".
+
+        Raises:
+            ValueError: an option is out of its range.
+        """
+        if mode not in MODES:
+            raise ValueError(f"clip mode {mode!r} is unknown; choose from {', '.join(MODES)}")
+        if start_rule not in START_RULES:
+            rules = ", ".join(START_RULES)
+            raise ValueError(f"start rule {start_rule!r} is unknown; choose from {rules}")
+        counts = {
+            "number of spatial views": num_views,
+            "num_frames": num_frames,
+            "sampling_rate": sampling_rate,
+            "num_temporal_views": num_temporal_views,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, must be at least 1")
+        self.mode = mode
+        self.num_views = num_views
+        self.num_frames = num_frames
+        self.sampling_rate = sampling_rate
+        self.num_temporal_views = num_temporal_views
+        self.start_rule = start_rule
+        self.max_distance_frames = max_distance_frames
+        self.single_frame = single_frame
+
+    @property
+    def num_clips(self) -> int:
+        """Clips per item."""
+        if self.mode == "uniform":
+            return self.num_views * self.num_temporal_views
+        return 2 if self.mode == "pair" else 1
+
+    def clips(
+        self, video_frames: int, generator: np.random.Generator
+    ) -> list[tuple[int, np.ndarray]]:
+        """Choose the clips of an item.
+
+        Args:
+            video_frames: length of the video.
+            generator: of `item_generator`.
+
+        Returns:
+            For each clip the position of its spatial view and int64 frame indices; these are fewer
+            than ``num_frames`` where the video is too short.
+        """
+        length, stride = self.num_frames, self.sampling_rate
+        if self.mode == "uniform":
+            starts = view_starts(
+                video_frames, length, stride, self.num_temporal_views, self.start_rule
+            )
+            choices = [(view, start) for view in range(self.num_views) for start in starts]
+        else:
+            view = int(generator.integers(self.num_views))
+            if self.mode == "random":
+                starts = [random_start(video_frames, length, stride, generator)]
+            else:
+                distance = self.max_distance_frames
+                starts = [*pair_starts(video_frames, length, stride, generator, distance)]
+            choices = [(view, start) for start in starts]
+        return [
+            (view, self._frames(clip_indices(start, video_frames, length, stride), generator))
+            for view, start in choices
+        ]
+
+    def _frames(self, indices: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if not self.single_frame:
+            return indices
+        uniform = self.mode == "uniform"
+        position = len(indices) // 2 if uniform else int(generator.integers(len(indices)))
+        return np.full(self.num_frames, indices[position])

@@ -1,0 +1,82 @@
+"""Which frames of a video make a clip: T frames, every s-th (Sections 3.2 and 4.2).
+
+Everything here is the authors' rule unless said otherwise.
+"""
+
+import numpy as np
+
+START_RULES = ("vimpac", "linspace", "uniform")
+
+
+def max_start(num_frames: int, clip_length: int, stride: int) -> int:
+    """Last start at which the clip ends inside the video, 0 where the video is too short."""
+    return max(num_frames + stride - 1 - clip_length * stride, 0)
+
+
+def random_start(
+    num_frames: int, clip_length: int, stride: int, generator: np.random.Generator
+) -> int:
+    """A start from 0 to `max_start`, all equally likely."""
+    last = max_start(num_frames, clip_length, stride)
+    return int(generator.integers(0, last, endpoint=True))
+
+
+def pair_starts(
+    num_frames: int,
+    clip_length: int,
+    stride: int,
+    generator: np.random.Generator,
+    max_distance_frames: int | None = None,
+) -> tuple[int, int]:
+    """Starts of two clips of one video, for contrast.
+
+    Args:
+        num_frames: frames of the video.
+        clip_length: frames of a clip.
+        stride: step from one frame of the clip to the next.
+        generator: source of randomness.
+        max_distance_frames: largest distance between the two starts, None = independent.
+    """
+    last = max_start(num_frames, clip_length, stride)
+    first = random_start(num_frames, clip_length, stride, generator)
+    distance = last if max_distance_frames is None else max_distance_frames
+    low, high = max(first - distance, 0), min(first + distance, last)
+    return first, int(generator.integers(low, high, endpoint=True))
+
+
+def view_starts(
+    num_frames: int, clip_length: int, stride: int, num_views: int, rule: str
+) -> list[int]:
+    """Starts of the clips of a test, spread over the video.
+
+    Args:
+        num_frames: frames of the video.
+        clip_length: frames of a clip.
+        stride: step from one frame of the clip to the next.
+        num_views: clips.
+        rule: with d = `max_start`, clip i of n starts at
+            "vimpac": d i / (n-1), one clip at 0 (the authors' rule);
+            "linspace": d i / (n-1), one clip in the middle;
+            "uniform": d i / n. All rounded down.
+
+    Raises:
+        ValueError: if the rule is unknown or there is no view.
+    """
+    if rule not in START_RULES:
+        raise ValueError(f"unknown start rule {rule!r}, expected one of {', '.join(START_RULES)}")
+    if num_views < 1:
+        raise ValueError(f"num_views must be at least 1, got {num_views}")
+    last = max_start(num_frames, clip_length, stride)
+    if rule == "linspace" and num_views == 1:
+        return [last // 2]
+    parts = num_views if rule == "uniform" else max(num_views - 1, 1)
+    return [last * view // parts for view in range(num_views)]
+
+
+def clip_indices(start: int, num_frames: int, clip_length: int, stride: int) -> np.ndarray:
+    """Frames of a clip; fewer than ``clip_length`` where the video ends before (the caller pads).
+
+    Returns:
+        int64 (n,), n <= ``clip_length``.
+    """
+    return np.arange(start, min(start + clip_length * stride, num_frames), stride)

@@ -1,0 +1,101 @@
+"""Batches: one stream over all epochs that can start at any update."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+class UpdateSampler(Sampler[list[tuple[int, int]]]):
+    """Yields the micro-batches of every update of a run, as lists of (epoch, item index) keys.
+
+    The order of an epoch depends on (seed, epoch) only, so a run that starts at ``first_update``
+    sees what an unbroken one would have seen. The items of a last incomplete batch are left out
+    (others each epoch).
+
+    Args:
+        num_items: size of the data set.
+        batch_size: items per parameter update.
+        micro_batch_size: items per forward pass; divides ``batch_size``.
+        num_epochs: passes over the data set.
+        seed: of the order.
+        first_update: updates to leave out at the start.
+
+    Raises:
+        ValueError: if there are fewer items than one batch needs.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        micro_batch_size: int,
+        num_epochs: int,
+        seed: int,
+        first_update: int = 0,
+    ) -> None:
+        if num_items < batch_size:
+            raise ValueError(
+                f"TRAIN.BATCH_SIZE is {batch_size} but there are only {num_items} training videos; "
+                "lower TRAIN.BATCH_SIZE"
+            )
+        assert batch_size % micro_batch_size == 0
+        self.num_items = num_items
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.num_epochs = num_epochs
+        self.seed = seed
+        self.first_update = first_update
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Complete batches in one pass."""
+        return self.num_items // self.batch_size
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the whole run."""
+        return self.updates_per_epoch * self.num_epochs
+
+    def __len__(self) -> int:
+        updates = self.num_updates - self.first_update
+        return updates * self.batch_size // self.micro_batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first_epoch, skipped = divmod(self.first_update, self.updates_per_epoch)
+        for epoch in range(first_epoch, self.num_epochs):
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.num_items)
+            used = order[skipped * self.batch_size : self.updates_per_epoch * self.batch_size]
+            for start in range(0, len(used), self.micro_batch_size):
+                micro_batch = used[start : start + self.micro_batch_size]
+                yield [(epoch, int(index)) for index in micro_batch]
+            skipped = 0
+
+
+def train_loader(
+    dataset: Dataset, sampler: UpdateSampler, num_workers: int, pin_memory: bool
+) -> DataLoader:
+    """Loader of micro-batches in the sampler's order; batches do not depend on ``num_workers``."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        # A loader draws its workers' seed when it starts. From the global generator, that would
+        # shift every dropout mask after it, and a resumed run would differ from an unbroken one.
+        generator=torch.Generator(),
+    )
+
+
+def evaluation_loader(
+    dataset: Dataset, batch_size: int, num_workers: int, pin_memory: bool
+) -> DataLoader:
+    """Loader of every item once, in order; the last batch may be smaller."""
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )

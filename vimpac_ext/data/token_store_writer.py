@@ -1,0 +1,251 @@
+"""Writing token stores, one whole video at a time."""
+
+import errno
+import fcntl
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+import lmdb
+import numpy as np
+
+from vimpac_ext.data.bad_videos import (
+    BadVideo,
+    append_bad_video,
+    read_bad_videos,
+    write_bad_videos,
+)
+from vimpac_ext.data.store_format import (
+    INDEX_FILE,
+    LOCK_FILE,
+    META_FILE,
+    StoreMeta,
+    VideoHeader,
+    encode_id,
+    read_meta,
+    shard_folders,
+    shard_name,
+    token_key,
+    video_key,
+)
+from vimpac_ext.data.store_index import (
+    INDEX_DTYPE,
+    Records,
+    index_record,
+    read_index_file,
+    shard_records,
+)
+from vimpac_ext.data.store_shards import close_shard, open_shard_for_writing
+from vimpac_ext.files import atomic_write
+
+
+class CommittedIds:
+    """The video ids that are in a store, as digests to keep it small; knows only ``in`` and len."""
+
+    def __init__(self, shards: Iterable[Records]) -> None:
+        """Collect the videos of all shards' indexes."""
+        self._digests: set[bytes] = set()
+        for records in shards:
+            content, step = records.tobytes(), INDEX_DTYPE.itemsize
+            self._digests.update(content[i : i + 16] for i in range(0, len(content), step))
+
+    def __contains__(self, video_id: str) -> bool:
+        return index_record(encode_id(video_id), 0)[:16] in self._digests
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def add(self, video_id: str) -> None:
+        """Add a video that was committed."""
+        self._digests.add(index_record(encode_id(video_id), 0)[:16])
+
+
+class TokenStoreWriter:
+    """Adds videos to one shard of a token store, which it creates or continues.
+
+    A video is committed whole, in one durable transaction, or not at all: a process killed at any
+    time loses only the video it was at, and the next writer continues. Use it as a context
+    manager, or call `close`.
+
+    Attributes:
+        meta: description of the store.
+        done: ids of all committed videos, those of other shards included (as they were when this
+            writer was opened); knows ``in`` and ``len``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        meta: StoreMeta,
+        shard_id: int = 0,
+        num_shards: int = 1,
+        map_size: int = 2**30,
+    ) -> None:
+        """Open or create the store and lock the shard.
+
+        Args:
+            folder: of the store.
+            meta: what its tokens are; must equal that of an existing store.
+            shard_id: which of the writers working side by side this is.
+            num_shards: how many writers work side by side.
+            map_size: bytes that the LMDB may grow to before its map is doubled.
+
+        Raises:
+            ValueError: the store was made with other settings (all are named), or is being
+                written by another process, or the shard does not exist.
+        """
+        if not 0 <= shard_id < num_shards:
+            raise ValueError(f"shard_id {shard_id} is not in 0..{num_shards - 1}")
+        self.folder = Path(folder).resolve()
+        self.meta = meta
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _create_or_check_meta(self.folder, meta)
+        self._shard_folder = self.folder / shard_name(shard_id)
+        self._shard_folder.mkdir(exist_ok=True)
+        with ExitStack() as stack:
+            _lock_for_writing(stack.enter_context((self._shard_folder / LOCK_FILE).open("a")))
+            self._shard = open_shard_for_writing(self._shard_folder, map_size)
+            stack.callback(close_shard, self._shard_folder)
+            records = shard_records(self._shard_folder, len(meta.views))
+            index_file = self._shard_folder / INDEX_FILE
+            _repair_index_file(index_file, records)
+            self._index_file = stack.enter_context(index_file.open("r+b", buffering=0))
+            # Other shards may be at work: their index files can be read then, their LMDBs not.
+            others = (path for i, path in shard_folders(self.folder).items() if i != shard_id)
+            self.done = CommittedIds([records, *map(read_index_file, others)])
+            name = "bad_videos" if num_shards == 1 else f"bad_videos_{shard_id:05d}"
+            self._bad_file = self.folder / f"{name}.jsonl"
+            self._bad = read_bad_videos(self._bad_file)
+            write_bad_videos(self._bad_file, self._bad.values())
+            stack.callback(lambda: write_bad_videos(self._bad_file, self._bad.values()))
+            self._open = stack.pop_all()
+
+    def __enter__(self) -> "TokenStoreWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def add(self, video_id: str, tokens: Mapping[str, np.ndarray]) -> None:
+        """Commit a video.
+
+        Args:
+            video_id: not in the store yet.
+            tokens: integers (F, h, w) for every view of the store.
+
+        Raises:
+            ValueError: the video is in the store already, views are missing or unknown, an array
+                has a wrong shape or type, or a token is outside the vocabulary.
+            OSError: writing failed, for example because the disk is full; the store is intact.
+        """
+        if not video_id or video_id in self.done:
+            reason = "is in the store already" if video_id else "is no valid id"
+            raise ValueError(f"video {video_id!r} {reason} ({self.folder})")
+        values = self._checked(video_id, tokens)
+        num_frames = len(tokens[self.meta.views[0]])
+        header = VideoHeader(num_frames, tuple(map(zlib.crc32, values)), encode_id(video_id))
+        number = self._commit(header, values)
+        record = index_record(header.video_id, num_frames)
+        os.pwrite(self._index_file.fileno(), record, number * INDEX_DTYPE.itemsize)
+        self.done.add(video_id)
+        self._bad.pop(video_id, None)
+
+    def mark_bad(self, video_id: str, path: str, reason: str) -> None:
+        """List a video that cannot be read in ``bad_videos.jsonl``; a later `add` unlists it."""
+        self._bad[video_id] = BadVideo(video_id, path, reason)
+        append_bad_video(self._bad_file, self._bad[video_id])
+
+    def close(self) -> None:
+        """Unlock the shard; the list of bad videos loses those that were added since."""
+        self._open.close()
+
+    def _checked(self, video_id: str, tokens: Mapping[str, np.ndarray]) -> list[bytes]:
+        """The values to store, in the order of the views."""
+        if set(tokens) != set(self.meta.views):
+            raise ValueError(
+                f"video {video_id!r} has views {sorted(tokens)}, the store needs "
+                f"{sorted(self.meta.views)}"
+            )
+        num_frames = len(tokens[self.meta.views[0]])
+        shape = (num_frames, *self.meta.grid)
+        values = []
+        for view in self.meta.views:
+            array, where = tokens[view], f"video {video_id!r}, view {view}"
+            if num_frames == 0 or array.shape != shape or array.dtype.kind not in "iu":
+                raise ValueError(
+                    f"{where}: {array.dtype} array of shape {array.shape}; expected integers of "
+                    f"shape {('frames >= 1', *self.meta.grid)}, as many frames in every view"
+                )
+            if array.min() < 0 or array.max() >= self.meta.vocab_size:
+                raise ValueError(
+                    f"{where}: tokens {array.min()}..{array.max()} are outside the vocabulary "
+                    f"0..{self.meta.vocab_size - 1}"
+                )
+            values.append(array.astype(self.meta.token_dtype).tobytes())
+        return values
+
+    def _commit(self, header: VideoHeader, values: list[bytes]) -> int:
+        """Write a video in one transaction, growing the map as needed; returns its number."""
+        environment, videos, tokens = self._shard[-3:]
+        while True:
+            try:
+                with environment.begin(write=True) as transaction:
+                    number: int = transaction.stat(videos)["entries"]
+                    transaction.put(video_key(number), header.pack(), db=videos, append=True)
+                    for view, value in enumerate(values):
+                        transaction.put(token_key(number, view), value, db=tokens, append=True)
+                return number
+            except lmdb.MapFullError:
+                environment.set_mapsize(2 * environment.info()["map_size"])
+            except lmdb.Error as error:
+                name = header.video_id.decode(errors="replace")
+                raise OSError(
+                    f"video {name!r} could not be written to {self.folder} ({error}): is the disk "
+                    f"full? The {len(self.done)} videos before it are safe; start again to continue"
+                ) from error
+
+
+def _create_or_check_meta(folder: Path, meta: StoreMeta) -> None:
+    temporary = folder / f".{META_FILE}.{os.getpid()}"
+    if not (folder / META_FILE).is_file():
+        temporary.write_text(meta.to_json(), encoding="utf-8")
+        try:  # not replace(): of several writers that start together, one may create it
+            (folder / META_FILE).hardlink_to(temporary)
+        except FileExistsError:
+            pass
+        finally:
+            temporary.unlink()
+    differences = read_meta(folder).differences(meta)
+    if differences:
+        raise ValueError(
+            f"the token store {folder} was made with other settings (store != now): "
+            f"{'; '.join(differences)}. Nothing was changed; use another folder"
+        )
+
+
+def _lock_for_writing(lock_file: TextIO) -> None:
+    try:
+        fcntl.lockf(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        raise ValueError(
+            f"another process is writing this shard of the token store ({lock_file.name} is "
+            "locked); give each process its own shard_id"
+        ) from error
+
+
+def _repair_index_file(file: Path, records: Records) -> None:
+    """Bring an index file that a killed writer left behind up to date."""
+    if not file.is_file() or file.read_bytes() != records.tobytes():
+        with atomic_write(file, "wb") as stream:
+            stream.write(records.tobytes())

@@ -1,0 +1,118 @@
+"""Pixel clips decoded from video files, as a map-style data set."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vimpac_ext.data.bad_videos import BadVideo
+from vimpac_ext.data.clip_sampler import ClipSampler, epoch_and_index, item_generator
+from vimpac_ext.data.decode import VideoDecodeError, VideoReader
+from vimpac_ext.data.spatial_views import SpatialView
+from vimpac_ext.structures import ClipSample, VideoRecord
+
+
+class FrameClips(Dataset[ClipSample]):
+    """Clips of frames in [0, 1], one item per video. See `ClipSampler` for the modes.
+
+    An item depends only on the seed, the epoch and its index, so batches are the same for any
+    number of workers. Videos shorter than a clip are filled up with their last frame. A video that
+    cannot be decoded raises; to train without such videos, leave out what `find_bad_videos` lists.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        views: Sequence[SpatialView],
+        num_frames: int,
+        fps: float,
+        sampling_rate: int = 1,
+        mode: str = "random",
+        num_temporal_views: int = 1,
+        start_rule: str = "linspace",
+        max_distance_seconds: float | None = None,
+        single_frame: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Check the options; no video is opened yet.
+
+        Args:
+            records: videos of the data set.
+            views: spatial views to take clips from, of one size.
+            num_frames: frames of a clip.
+            fps: rate at which the video is sampled.
+            sampling_rate: a clip takes every so many of these frames.
+            mode: "random", "pair" or "uniform".
+            num_temporal_views: clips per spatial view ("uniform").
+            start_rule: where these start ("uniform").
+            max_distance_seconds: largest distance of the two starts, None = no limit ("pair").
+            single_frame: repeat one frame of each clip (a control experiment).
+            seed: of all random choices.
+
+        Raises:
+            ValueError: the views differ in size, or an option is out of its range.
+        """
+        if len({view.size for view in views}) > 1:
+            names = ", ".join(view.name for view in views)
+            raise ValueError(f"views of one data set must have one size, found {names}")
+        distance = None
+        if max_distance_seconds is not None:
+            distance = int(max_distance_seconds * fps + 1e-6)
+        self.sampler = ClipSampler(
+            mode=mode,
+            num_views=len(views),
+            num_frames=num_frames,
+            sampling_rate=sampling_rate,
+            num_temporal_views=num_temporal_views,
+            start_rule=start_rule,
+            max_distance_frames=distance,
+            single_frame=single_frame,
+        )
+        self.records = records
+        self.views = tuple(views)
+        self.fps = fps
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> ClipSample:
+        """Decode the clips of one video: float32 (C, 3, T, H, W) in [0, 1].
+
+        Args:
+            key: index (epoch 0) or (epoch, index).
+
+        Raises:
+            VideoDecodeError: the video is missing or broken; names the file.
+        """
+        epoch, index = epoch_and_index(key, len(self))
+        generator = item_generator(self.seed, epoch, index)
+        record = self.records[index]
+        with VideoReader(record.path, start=record.start, end=record.end) as reader:
+            chosen = self.sampler.clips(reader.num_frames_at(self.fps), generator)
+            wanted = np.unique(np.concatenate([frames for _, frames in chosen]))
+            decoded = reader.frames_at(self.fps, wanted.tolist())
+        clips = [
+            self._clip(decoded[np.searchsorted(wanted, frames)], self.views[view])
+            for view, frames in chosen
+        ]
+        return {"clips": torch.stack(clips), "label": record.label, "video_index": index}
+
+    def _clip(self, frames: np.ndarray, view: SpatialView) -> torch.Tensor:
+        missing = self.sampler.num_frames - len(frames)
+        pixels = np.pad(view(frames), ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
+        return torch.from_numpy(pixels).permute(3, 0, 1, 2).float() / 255  # (3, T, H, W)
+
+
+def find_bad_videos(records: Sequence[VideoRecord], fps: float) -> list[BadVideo]:
+    """Decode every video from start to end and list those that cannot be."""
+    bad = []
+    for record in records:
+        try:
+            with VideoReader(record.path, start=record.start, end=record.end) as reader:
+                for _ in reader.iter_frames(fps):
+                    pass
+        except VideoDecodeError as error:
+            bad.append(BadVideo(record.video_id, record.path, str(error)))
+    return bad

@@ -1,0 +1,279 @@
+"""When the frames of a video file are shown, learnt from its packets without decoding them.
+
+Containers disagree about time. MP4 and Matroska store when each frame is shown; AVI stores only
+the order of decoding, and some MP4 writers put decoding times where display times belong. Seeking
+is exact in some containers and a guess in others. A scan of the packets tells which case a file
+is, where its frames start and end, and whether packets are missing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from vimpac_ext.data.matroska_check import first_damage
+
+SEEKABLE_FORMATS = ("mov", "matroska", "avi")  # demuxers with an index of the key frames
+
+
+class VideoDecodeError(RuntimeError):
+    """A video file is missing, damaged or not a video; the message names it and the reason."""
+
+
+def decode_error(path: Path, reason: str, seconds: float | None = None) -> VideoDecodeError:
+    """Builds the error.
+
+    Args:
+        path: file that could not be read.
+        reason: what is wrong, without the name of the file.
+        seconds: time of the damage, counted from the first frame.
+    """
+    # One argument only: data loader workers and pickle rebuild an exception from its message.
+    when = "" if seconds is None else f" at {max(seconds, 0.0):.2f} s"
+    return VideoDecodeError(f"cannot decode {path}{when}: {reason}")
+
+
+@contextmanager
+def named_errors(path: Path, seconds: Callable[[], float] | None = None) -> Iterator[None]:
+    """Turns libav's errors into `VideoDecodeError`, with the time that ``seconds`` tells."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        when = None if seconds is None else seconds()
+        raise decode_error(path, error.strerror or str(error), when) from error
+
+
+class KeyFrame(NamedTuple):
+    """A packet where decoding can start: its display time in ticks and its place in the file."""
+
+    time: int
+    position: int
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    duration: int
+    position: int
+    is_key: bool
+    is_discarded: bool  # decoded but not shown, because an edit list cuts it away
+    is_corrupt: bool
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Display times of one video stream. Times are in ticks of ``tick`` seconds.
+
+    Attributes:
+        tick: seconds a tick.
+        start: time of the first frame.
+        end: end of the last frame.
+        frame_times: sorted times, one for each packet, where the decoder's frames do not carry
+            their right time: the k-th frame belongs to the k-th time. None where they do.
+        key_frames: where a seek may land, by time; empty where only decoding from the beginning
+            is exact.
+        key_positions: time of every key packet by its place in the file.
+    """
+
+    tick: Fraction
+    start: int
+    end: int
+    frame_times: np.ndarray | None
+    key_frames: tuple[KeyFrame, ...]
+    key_positions: dict[int, int]
+
+    def ticks(self, seconds: Fraction) -> int:
+        """First tick that is not before ``seconds`` after the first frame."""
+        return self.start - (-seconds // self.tick)
+
+    def seconds(self, time: int) -> float:
+        """Seconds from the first frame to ``time``."""
+        return float((time - self.start) * self.tick)
+
+
+class FrameClock:
+    """Display times of the frames of one decoding pass, in the order of the decoder's output.
+
+    The order of the output is always right; times that step back are held.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._num_packets = 0
+        self._delay: int | None = None  # packets that the decoder takes before its first frame
+        self._rank = -1
+        self._now: int | None = None
+
+    @property
+    def now(self) -> int:
+        """Time of the latest frame in ticks, the stream's start before there is one."""
+        return self._timeline.start if self._now is None else self._now
+
+    def feed(self, packet: "av.Packet[VideoStream]") -> None:
+        """Counts a packet that is about to be decoded."""
+        self._num_packets += packet.size > 0 and not packet.is_discard
+
+    def time(self, frame: av.VideoFrame) -> int:
+        """Time in ticks of a frame that the latest packet made come out."""
+        times = self._timeline.frame_times
+        if times is None:
+            time = self.now if frame.pts is None else frame.pts
+        else:
+            # Counted from the packet, not by frames: a packet may show nothing new and yet take
+            # its time. At the end the decoder gives the frames that it still has.
+            if self._delay is None:
+                self._delay = self._num_packets
+            self._rank = max(self._num_packets - self._delay, self._rank + 1)
+            time = int(times[min(self._rank, len(times) - 1)])
+        self._now = time if self._now is None else max(time, self._now)
+        return self._now
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """First video stream that is not a cover picture.
+
+    Raises:
+        VideoDecodeError: if there is none.
+    """
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise decode_error(path, "the file has no video stream")
+
+
+def scan_timeline(container: InputContainer, path: Path) -> Timeline:
+    """Reads all packets of a freshly opened container, decoding none.
+
+    Raises:
+        VideoDecodeError: if packets are missing or damaged.
+    """
+    stream = video_stream(container, path)
+    with named_errors(path):
+        packets = [_facts(packet) for packet in container.demux(stream) if packet.size]
+    shown = [packet for packet in packets if not packet.is_discarded]
+    if not shown:
+        raise decode_error(path, "the video stream is empty")
+    timeline = _build_timeline(container, stream, packets, shown)
+    damage = _find_damage(container, stream, packets, path)
+    if damage is not None:
+        reason, num_good = damage
+        good = packets[: max(num_good, 1)]
+        ends = [p.pts + p.duration for p in good if p.pts is not None]
+        raise decode_error(path, reason, timeline.seconds(max(ends)) if ends else None)
+    return timeline
+
+
+def _facts(packet: "av.Packet[Any]") -> _Packet:
+    return _Packet(
+        packet.pts,
+        packet.dts,
+        packet.duration or 0,
+        -1 if packet.pos is None else packet.pos,
+        packet.is_keyframe,
+        packet.is_discard,
+        packet.is_corrupt,
+    )
+
+
+def _build_timeline(
+    container: InputContainer, stream: VideoStream, packets: list[_Packet], shown: list[_Packet]
+) -> Timeline:
+    tick = stream.time_base or Fraction(1, 90000)
+    frame_seconds = 1 / (stream.guessed_rate or stream.average_rate or Fraction(25))
+    frame_ticks = max(round(frame_seconds / tick), 1)
+    if not _frames_carry_time(container, stream, packets):
+        frame_times = _sorted_times(container, shown)
+        last_duration = shown[-1].duration or frame_ticks
+        if frame_times is None:
+            frame_times, tick, last_duration = np.arange(len(shown)), frame_seconds, 1
+        start, end = int(frame_times[0]), int(frame_times[-1]) + last_duration
+        return Timeline(tick, start, end, frame_times, (), {})
+
+    keys = [packet for packet in packets if packet.is_key] or packets[:1]
+    first_key_time = _display_time(keys[0])
+    # Frames shown before the first key frame depend on packets that the file does not have.
+    times = [time for time in map(_display_time, shown) if time >= first_key_time]
+    start = min(times, default=first_key_time)
+    last = max(shown, key=_display_time)
+    seekable = container.format.name.split(",")[0] in SEEKABLE_FORMATS
+    key_frames = sorted(
+        KeyFrame(_display_time(key), key.position)
+        for key in keys
+        if seekable and not key.is_discarded and _display_time(key) > start
+    )
+    return Timeline(
+        tick,
+        start,
+        _display_time(last) + (last.duration or frame_ticks),
+        None,
+        tuple(key_frames),
+        {key.position: _display_time(key) for key in keys},
+    )
+
+
+def _display_time(packet: _Packet) -> int:
+    assert packet.pts is not None
+    return packet.pts
+
+
+def _frames_carry_time(
+    container: InputContainer, stream: VideoStream, packets: list[_Packet]
+) -> bool:
+    """Whether the decoder's frames come with the time at which they are shown."""
+    if any(packet.pts is None for packet in packets):
+        return False
+    reorders = bool(stream.codec_context.has_b_frames)
+    if container.format.name == "avi":  # stores no display times: they are made up from the order
+        return not reorders
+    times = [_display_time(packet) for packet in packets]
+    rising = all(before <= after for before, after in pairwise(times))
+    # Frames that are decoded in another order than they are shown must have times that say so.
+    return reorders != rising
+
+
+def _sorted_times(container: InputContainer, shown: list[_Packet]) -> np.ndarray | None:
+    """One time for each frame in the order of display, None where the file has no times."""
+    display = [packet.pts for packet in shown if packet.pts is not None]
+    decoding = [packet.dts for packet in shown if packet.dts is not None]
+    stored_first = [decoding, display] if container.format.name == "avi" else [display, decoding]
+    for times in stored_first:
+        if len(times) == len(shown):
+            return np.sort(times)
+    return None
+
+
+def _find_damage(
+    container: InputContainer, stream: VideoStream, packets: list[_Packet], path: Path
+) -> tuple[str, int] | None:
+    """What is wrong and how many packets come before it, None where nothing is wrong.
+
+    Containers say in different ways how many packets they should hold; MPEG streams say nothing.
+    """
+    for rank, packet in enumerate(packets):
+        if packet.is_corrupt:
+            return "a packet is damaged or cut off", rank
+    family = container.format.name.split(",")[0]
+    if family in ("mov", "avi"):
+        num_indexed = sum(entry.size > 0 for entry in stream.index_entries)
+        if len(packets) < num_indexed:
+            num_missing = num_indexed - len(packets)
+            return f"{num_missing} of the {num_indexed} frames are missing", len(packets)
+    last_frame = packets[-1].dts
+    if family == "avi" and last_frame is not None and last_frame + 1 < stream.frames:
+        # A cut AVI has lost its index, which comes last, but not the number of frames.
+        reason = f"the file declares {stream.frames} frames but stops after {last_frame + 1}"
+        return reason, len(packets)
+    if family == "matroska":
+        position = first_damage(path)
+        if position is not None:
+            num_good = sum(packet.position < position for packet in packets)
+            return f"the file is damaged or cut off at byte {position}", num_good
+    return None
