@@ -1,0 +1,7 @@
+"""Heads: backbone outputs -> predictions (contract: `vimpac_ext.registries.HEADS`)."""
+
+from vimpac_ext.heads.classification import ClassificationHead
+from vimpac_ext.heads.masked_token import MaskedTokenHead
+from vimpac_ext.heads.projection import ProjectionHead
+
+__all__ = ["ClassificationHead", "MaskedTokenHead", "ProjectionHead"]

@@ -1,0 +1,37 @@
+"""Independent masking of single tokens (paper, Section 5.2)."""
+
+import torch
+from torch import Tensor
+
+from vimpac_ext.registries import MASKERS
+
+
+@MASKERS.register()
+class UniformMasker:
+    """Hides each token with the same probability, independently.
+
+    Args:
+        ratio: the probability.
+
+    Raises:
+        ValueError: if it is not between 0 and 1.
+    """
+
+    def __init__(self, ratio: float = 0.15) -> None:
+        if not 0 < ratio < 1:
+            raise ValueError(f"ratio={ratio} must be between 0 and 1")
+        self.ratio = ratio
+
+    def __call__(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draws a mask.
+
+        Args:
+            tokens: int64 (B, T, H, W); only its shape and device matter.
+            generator: source of randomness, on any device; None = torch's.
+
+        Returns:
+            bool (B, T, H, W), True = hidden.
+        """
+        device = tokens.device if generator is None else generator.device
+        draws = torch.rand(tokens.shape, generator=generator, device=device)
+        return (draws < self.ratio).to(tokens.device)
