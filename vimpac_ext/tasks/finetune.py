@@ -1,0 +1,63 @@
+"""Supervised video classification, from scratch or from a pre-trained backbone."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vimpac_ext.registries import TASKS
+from vimpac_ext.tasks.objective import apply_heads, weighted_losses
+
+
+@TASKS.register()
+class FinetuneTask(nn.Module):
+    """Classifies one random clip of each video in training, any number of views in testing.
+
+    Args:
+        backbone: clip -> features.
+        heads: name -> head; one of them must give "class_logits".
+        losses: name -> loss.
+    """
+
+    input_kind: ClassVar[str] = "tokens"
+    clip_mode: ClassVar[str] = "random"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: Mapping[str, nn.Module],
+        losses: Mapping[str, nn.Module],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+        self.losses = nn.ModuleDict(losses)
+
+    def training_step(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Losses of one micro-batch.
+
+        Args:
+            batch: "clips" (B, 1, ...) and "label" int64 (B).
+            generator: not used; every task has the same call.
+
+        Returns:
+            "loss", one "<name>_loss" for each loss, and "top1_accuracy" of the batch.
+        """
+        outputs = apply_heads(self.heads, self.backbone(batch["clips"].flatten(0, 1)))
+        scalars = weighted_losses(self.losses, outputs, {"labels": batch["label"]})
+        prediction = outputs["class_logits"].argmax(dim=-1)
+        scalars["top1_accuracy"] = (prediction == batch["label"]).float().mean()
+        return scalars
+
+    def predict(self, clips: Tensor) -> Tensor:
+        """Class probabilities of clips.
+
+        Args:
+            clips: (N, T, H, W) tokens (or what the backbone takes).
+
+        Returns:
+            float32 (N, num_classes), rows sum to one.
+        """
+        outputs = apply_heads(self.heads, self.backbone(clips))
+        return outputs["class_logits"].float().softmax(dim=-1)
