@@ -1,0 +1,155 @@
+import contextlib
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from vimpac_ext.data.loaders import UpdateSampler, train_loader
+from vimpac_ext.engine.checkpoint import Checkpointer
+from vimpac_ext.engine.events import EventLog
+from vimpac_ext.engine.trainer import NonFiniteLossError, Trainer, TrainerOptions
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _close_logs():
+    yield
+    open_logs.close()
+
+
+open_logs = contextlib.ExitStack()
+
+
+class Points(torch.utils.data.Dataset):
+    """(x, 3x - 1) pairs; an item is a function of its key."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, key):
+        _, index = key
+        return {"x": torch.tensor([index / 10.0]), "video_index": index}
+
+
+class LineTask(nn.Module):
+    """A task with dropout (global random state) and noise (the step's generator)."""
+
+    def __init__(self, poison=None):
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+        self.dropout = nn.Dropout(0.3)
+        self.poison = poison
+
+    def training_step(self, batch, generator):
+        x = batch["x"]
+        noise = 0.01 * torch.rand(x.shape, generator=generator)
+        loss = (self.line(self.dropout(x)) - (3 * x - 1) + noise).square().mean()
+        if self.poison is not None and self.poison in batch["video_index"]:
+            loss = loss * float("nan")
+        return {"loss": loss, "twice": 2 * loss.detach()}
+
+
+def make(folder, *, epochs=3, micro=4, batch=4, task=None, log_period=1, evaluate=None, clip=0.0):
+    torch.manual_seed(0)
+    task = task or LineTask()
+    optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
+    checkpointer = Checkpointer(folder, "LOG_PERIOD: 1\n", {"tokens": "a"})
+    checkpoint = checkpointer.restore(task, optimizer)
+    first = checkpoint["update"] if checkpoint else 0
+    sampler = UpdateSampler(12, batch, micro, epochs, seed=1, first_update=first)
+    events = open_logs.enter_context(EventLog(folder, tensorboard=False, first_update=first + 1))
+    options = TrainerOptions(
+        clip_grad_norm=clip,
+        precision="fp32",
+        log_period=log_period,
+        checkpoint_period=1,
+        eval_period=2,
+        seed=4,
+    )
+    return Trainer(
+        task,
+        sampler,
+        train_loader(Points(), sampler, num_workers=0, pin_memory=False),
+        optimizer,
+        lambda update: 0.1 / (1 + update),
+        checkpointer,
+        events,
+        CPU,
+        options,
+        evaluate,
+    )
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["update"], line["loss"]) for line in lines]
+
+
+def test_resumed_training_equals_an_unbroken_one_bit_for_bit(tmp_path):
+    whole = make(tmp_path / "whole")
+    whole.train()
+    make(tmp_path / "parts", epochs=3)  # writes nothing by being built
+    # Stop after the first epoch's checkpoint, in the middle of the second epoch.
+    broken = make(tmp_path / "parts")
+    original = broken._update
+    calls = itertools.count()
+
+    def dies(*arguments):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    broken._update = dies
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed = make(tmp_path / "parts")
+    assert resumed.sampler.first_update == 3
+    resumed.train()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    for a, b in zip(whole.task.parameters(), resumed.task.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, monkeypatch):
+    def gradient(micro):
+        trainer = make(tmp_path / str(micro), micro=micro, epochs=1)
+        trainer.task.dropout.p = 0.0
+        seen = []
+        trainer.optimizer.step = lambda: seen.append(trainer.task.line.weight.grad.clone())
+        trainer.train()
+        return torch.stack(seen)
+
+    # The same (no) noise for both: one draw a micro-step could not be.
+    monkeypatch.setattr(torch, "rand", lambda shape, generator: torch.zeros(shape))
+    torch.testing.assert_close(gradient(4), gradient(2))
+
+
+def test_gradients_are_clipped_and_their_norm_is_logged(tmp_path):
+    trainer = make(tmp_path, epochs=1, clip=1e-3)
+    norms = []
+    trainer.optimizer.step = lambda: norms.append(
+        nn.utils.get_total_norm([p.grad for p in trainer.task.parameters()]).item()
+    )
+    trainer.train()
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["grad_norm"] > 0.1
+    assert first["twice"] == pytest.approx(2 * first["loss"], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_videos(tmp_path):
+    trainer = make(tmp_path, task=LineTask(poison=7), epochs=1)
+    with pytest.raises(NonFiniteLossError, match=r"is nan.*records \[.*7.*\]"):
+        trainer.train()
+    assert all(torch.isfinite(p).all() for p in trainer.task.parameters())
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_evaluation_comes_every_second_epoch_and_at_the_end(tmp_path):
+    seen = []
+    make(tmp_path, epochs=3, evaluate=seen.append).train()
+    assert seen == [6, 9]
+    assert len(list(tmp_path.glob("checkpoints/*.pyth"))) == 3

@@ -1,0 +1,221 @@
+"""From a configuration to objects: the one place that reads config keys to build components."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+from torch.utils.data import Dataset as ClipDataset
+
+from vimpac_ext.build import build, check, wants
+from vimpac_ext.config import ConfigError, LoadedConfig
+from vimpac_ext.config.defaults import COMPONENT_MAPPINGS, SECTION_REGISTRIES
+from vimpac_ext.data import FrameClips, SpatialView, TokenClips, TokenStore, spatial_views
+from vimpac_ext.registries import (
+    ALL_REGISTRIES,
+    BACKBONES,
+    DATASETS,
+    HEADS,
+    LOSSES,
+    MASKERS,
+    TASKS,
+    TOKENIZERS,
+)
+from vimpac_ext.structures import TokenGrid, VideoRecord
+
+# Arguments that the program gives to a component whose constructor asks for them by name.
+RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "DATASETS": ("root",),
+    "TOKENIZERS": ("vocab_size",),
+    "MASKERS": ("grid", "vocab_size"),
+    "BACKBONES": ("grid", "vocab_size"),
+    "HEADS": ("embed_dim", "vocab_size", "num_classes", "token_embedding"),
+    "LOSSES": (),
+    "TASKS": ("backbone", "heads", "losses", "masker", "tokenizer", "vocab_size", "num_classes"),
+}
+
+
+def check_components(loaded: LoadedConfig) -> None:
+    """Checks every component section against its class, before anything is built.
+
+    Raises:
+        BuildError: naming the section and the file.
+    """
+    for path, registry_name in SECTION_REGISTRIES.items():
+        for name, section in _sections(loaded.cfg, path):
+            if not section["NAME"]:
+                continue
+            runtime = RUNTIME_ARGUMENTS[registry_name]
+            if "root" in section:  # a data set may live elsewhere than PATH_TO_DATA_DIR
+                runtime = tuple(argument for argument in runtime if argument != "root")
+            where = f"{name} in {loaded.where(name)}"
+            check(ALL_REGISTRIES[registry_name], section, where, runtime)
+
+
+def _sections(cfg: CfgNode, path: str) -> list[tuple[str, Mapping[str, Any]]]:
+    node = cfg
+    for key in path.split("."):
+        node = node[key]
+    if path in COMPONENT_MAPPINGS:
+        return [(f"{path}.{name}", section) for name, section in node.items()]
+    return [(path, node)]
+
+
+def token_grid(cfg: CfgNode, crop_size: int) -> TokenGrid:
+    """Tokens in a clip of the configured length and crop."""
+    side = crop_size // cfg.DATA.TOKEN_STRIDE
+    return TokenGrid(cfg.DATA.NUM_FRAMES, side, side)
+
+
+def build_task(cfg: CfgNode) -> nn.Module:
+    """Builds the task with the components that its constructor asks for."""
+    grid = token_grid(cfg, cfg.DATA.TRAIN_CROP_SIZE)
+    common = {"vocab_size": cfg.DATA.VOCAB_SIZE, "num_classes": cfg.MODEL.NUM_CLASSES}
+    parts: dict[str, Any] = dict(common)
+    if wants(TASKS, cfg.TASK, "backbone"):
+        parts["backbone"] = build(
+            BACKBONES, cfg.BACKBONE, "BACKBONE", grid=grid, vocab_size=cfg.DATA.VOCAB_SIZE
+        )
+    if wants(TASKS, cfg.TASK, "heads"):
+        parts["heads"] = _build_heads(cfg, parts["backbone"], common)
+    if wants(TASKS, cfg.TASK, "losses"):
+        parts["losses"] = {
+            name: build(LOSSES, section, f"LOSSES.{name}") for name, section in cfg.LOSSES.items()
+        }
+    if wants(TASKS, cfg.TASK, "masker"):
+        parts["masker"] = build(
+            MASKERS, cfg.MASKER, "MASKER", grid=grid, vocab_size=cfg.DATA.VOCAB_SIZE
+        )
+    if wants(TASKS, cfg.TASK, "tokenizer"):
+        parts["tokenizer"] = build_tokenizer(cfg)
+    return build(TASKS, cfg.TASK, "TASK", **parts)
+
+
+def _build_heads(
+    cfg: CfgNode, backbone: nn.Module, common: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    runtime = {
+        **common,
+        "embed_dim": backbone.embed_dim,
+        "token_embedding": getattr(backbone, "token_embedding", None),
+    }
+    heads = {}
+    for name, section in cfg.HEADS.items():
+        if wants(HEADS, section, "num_classes") and not cfg.MODEL.NUM_CLASSES:
+            raise ConfigError(f"HEADS.{name} needs MODEL.NUM_CLASSES, which is 0")
+        heads[name] = build(HEADS, section, f"HEADS.{name}", **runtime)
+    return heads
+
+
+def build_tokenizer(cfg: CfgNode) -> nn.Module:
+    """Builds the configured tokenizer (which loads its weights)."""
+    return build(TOKENIZERS, cfg.TOKENIZER, "TOKENIZER", vocab_size=cfg.DATA.VOCAB_SIZE)
+
+
+def build_dataset(cfg: CfgNode, phase: str) -> Any:
+    """Builds the data set of ``phase`` ("TRAIN" or "TEST"): annotations, no videos yet."""
+    section = cfg[phase].DATASET
+    runtime = {} if "root" in section else {"root": cfg.DATA.PATH_TO_DATA_DIR}
+    return build(DATASETS, section, f"{phase}.DATASET", **runtime)
+
+
+def views_of(cfg: CfgNode, phase: str) -> tuple[SpatialView, ...]:
+    """Spatial views that ``phase`` uses: DATA.TRAIN_VIEWS, or TEST.NUM_SPATIAL_CROPS."""
+    if phase == "TRAIN":
+        return spatial_views(cfg.DATA.TRAIN_VIEWS, cfg.DATA.TRAIN_CROP_SIZE)
+    names = {1: "center", 3: "three_crops"}
+    return spatial_views(names[cfg.TEST.NUM_SPATIAL_CROPS], cfg.DATA.TEST_CROP_SIZE)
+
+
+def open_store(cfg: CfgNode, phase: str) -> TokenStore:
+    """Opens the token store of ``phase`` and checks that it is the one the config describes.
+
+    Raises:
+        ValueError: if tokenizer, vocabulary, rate, grid or views differ; each is named.
+    """
+    crop_size = cfg.DATA.TRAIN_CROP_SIZE if phase == "TRAIN" else cfg.DATA.TEST_CROP_SIZE
+    grid = token_grid(cfg, crop_size)
+    store = TokenStore(cfg[phase].TOKEN_STORE)
+    store.require(
+        tokenizer=cfg.TOKENIZER.NAME or None,
+        tokenizer_fingerprint=_expected_fingerprint(cfg),
+        vocab_size=cfg.DATA.VOCAB_SIZE,
+        stride=cfg.DATA.TOKEN_STRIDE,
+        fps=cfg.DATA.TARGET_FPS,
+        grid=(grid.height, grid.width),
+        views=[view.name for view in views_of(cfg, phase)],
+    )
+    return store
+
+
+def _expected_fingerprint(cfg: CfgNode) -> str | None:
+    """Fingerprint of the configured tokenizer, or None where its weights are not at hand.
+
+    Training reads tokens and must not need the tokenizer's weights (a cluster may not have them);
+    the name is compared in any case.
+    """
+    if not cfg.TOKENIZER.NAME:
+        return None
+    try:
+        return str(build_tokenizer(cfg).fingerprint)
+    except FileNotFoundError:
+        return None
+
+
+def build_train_clips(cfg: CfgNode, task: nn.Module, records: list[VideoRecord]) -> ClipDataset:
+    """Clips for training: tokens from the store, or frames, as the task wants."""
+    views = views_of(cfg, "TRAIN")
+    if task.input_kind == "pixels":
+        return FrameClips(
+            records,
+            views=views,
+            num_frames=cfg.DATA.NUM_FRAMES,
+            sampling_rate=cfg.DATA.SAMPLING_RATE,
+            fps=cfg.DATA.TARGET_FPS,
+            seed=cfg.RNG_SEED,
+        )
+    return TokenClips(
+        open_store(cfg, "TRAIN"),
+        records,
+        views=[view.name for view in views],
+        num_frames=cfg.DATA.NUM_FRAMES,
+        sampling_rate=cfg.DATA.SAMPLING_RATE,
+        mode=task.clip_mode,
+        max_distance_seconds=cfg.DATA.MAX_PAIR_DISTANCE,
+        single_frame=cfg.DATA.SINGLE_FRAME,
+        seed=cfg.RNG_SEED,
+        allow_missing=cfg.DATA.ON_BAD_VIDEO != "error",
+    )
+
+
+def build_test_clips(cfg: CfgNode, records: list[VideoRecord]) -> TokenClips:
+    """All views of each test video."""
+    return TokenClips(
+        open_store(cfg, "TEST"),
+        records,
+        views=[view.name for view in views_of(cfg, "TEST")],
+        num_frames=cfg.DATA.NUM_FRAMES,
+        sampling_rate=cfg.DATA.SAMPLING_RATE,
+        mode="uniform",
+        num_temporal_views=cfg.TEST.NUM_ENSEMBLE_VIEWS,
+        start_rule=cfg.TEST.START_RULE,
+        single_frame=cfg.DATA.SINGLE_FRAME,
+        seed=cfg.RNG_SEED,
+        allow_missing=cfg.DATA.ON_BAD_VIDEO != "error",
+    )
+
+
+def device_of(cfg: CfgNode) -> torch.device:
+    """CPU or the first GPU.
+
+    Raises:
+        ValueError: if a GPU is asked for and there is none.
+    """
+    if cfg.NUM_GPUS == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            "NUM_GPUS is 1 but no CUDA device is visible; add NUM_GPUS 0 to run on the CPU"
+        )
+    return torch.device("cuda", 0)

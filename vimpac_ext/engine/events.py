@@ -1,0 +1,87 @@
+"""Where numbers go: json_stats lines, metrics.jsonl, TensorBoard and a progress bar."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vimpac_ext.files import atomic_write
+
+_logger = logging.getLogger(__name__)
+
+
+class EventLog:
+    """Writes the scalars of a run to every reader at once.
+
+    Args:
+        folder: made if needed; receives ``metrics.jsonl`` and ``tensorboard/``.
+        tensorboard: whether to write event files.
+        first_update: lines of this and later updates, left by a run that was killed after its last
+            checkpoint, are removed, since they are about to be written again.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool, first_update: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        _drop_updates_from(self._path, first_update)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._tensorboard = None
+        if tensorboard:
+            # Imported here: it takes a second that runs without it need not pay.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=first_update
+            )
+
+    def write(self, kind: str, update: int, scalars: dict[str, Any]) -> None:
+        """Records one set of scalars.
+
+        Args:
+            kind: PySlowFast's ``_type``: train_iter, train_epoch, test_final, ...
+            update: parameter updates so far.
+            scalars: name -> plain value; numbers also go to TensorBoard.
+        """
+        rounded = {name: _rounded(value) for name, value in scalars.items()}
+        line = json.dumps({"_type": kind, "update": update, **rounded}, sort_keys=True)
+        tqdm.write(f"json_stats: {line}", file=sys.stdout)
+        _logger.debug("json_stats: %s", line)
+        self._file.write(line + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in scalars.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self._tensorboard.add_scalar(f"{kind}/{name}", value, update)
+
+    def __enter__(self) -> "EventLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _drop_updates_from(path: Path, first_update: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["update"] < first_update:
+                kept.append(line)
+        except json.JSONDecodeError:
+            continue  # cut short when the run was killed
+    with atomic_write(path) as file:
+        file.writelines(kept)

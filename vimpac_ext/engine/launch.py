@@ -1,0 +1,87 @@
+"""One run: configuration -> checks -> training -> test."""
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vimpac_ext.config import LoadedConfig, load_config, validate
+from vimpac_ext.engine.assembly import build_task, check_components, device_of
+from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
+from vimpac_ext.engine.requirements import require_inputs
+from vimpac_ext.engine.tester import Tester
+from vimpac_ext.engine.training import train
+from vimpac_ext.plugins import import_builtin_components, import_plugins
+
+_logger = logging.getLogger(__name__)
+
+
+def prepare(
+    path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str] = ()
+) -> LoadedConfig:
+    """Reads and checks a configuration; nothing is written and no data is read.
+
+    Args:
+        path: YAML file.
+        overrides: alternating keys and values.
+        plugins: modules to import besides the config's PLUGINS.
+
+    Raises:
+        ConfigError: for a wrong key or value.
+        BuildError: for a wrong component section.
+        PluginError: for a plug-in that cannot be imported.
+    """
+    loaded = load_config(path, overrides)
+    cfg = loaded.cfg.clone()
+    cfg.defrost()
+    # The saved config and the checkpoints say which plug-ins were needed.
+    cfg.PLUGINS = list(dict.fromkeys([*cfg.PLUGINS, *plugins]))
+    cfg.freeze()
+    loaded = replace(loaded, cfg=cfg)
+    validate(loaded)
+    import_builtin_components()
+    import_plugins(cfg.PLUGINS)
+    check_components(loaded)
+    return loaded
+
+
+def run(loaded: LoadedConfig) -> dict[str, Any]:
+    """Trains and tests as the configuration says (TRAIN.ENABLE, TEST.ENABLE).
+
+    Args:
+        loaded: from `prepare`.
+
+    Returns:
+        The test result as written to ``result.json``, or an empty dictionary without a test.
+
+    Raises:
+        MissingInputError: listing everything that the run needs and does not find.
+    """
+    cfg = loaded.cfg
+    device = device_of(cfg)
+    require_inputs(loaded)
+    folder = Path(cfg.OUTPUT_DIR)
+    _seed_everything(cfg.RNG_SEED)
+    tester = Tester(cfg, device) if cfg.TEST.ENABLE and cfg.TEST.DATASET.NAME else None
+    if cfg.TRAIN.ENABLE:
+        task = train(cfg, device, folder, tester)
+    elif tester is not None:
+        task = build_task(cfg).to(device)
+    if tester is None:
+        return {}
+    if cfg.TEST.CHECKPOINT_FILE_PATH or not cfg.TRAIN.ENABLE:
+        path = find_checkpoint(Path(cfg.TEST.CHECKPOINT_FILE_PATH or folder))
+        load_model(path, task, tester.facts)
+        _logger.info("testing %s", path)
+    return tester.report(task, folder / "test")
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (third-party augmentations use the global state)

@@ -1,0 +1,99 @@
+"""Looks for everything that a run needs before it starts, and says in one message what is missing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vimpac_ext.config import ConfigError, LoadedConfig, load_config
+from vimpac_ext.engine.checkpoint import find_checkpoint
+
+
+class MissingInputError(FileNotFoundError):
+    """Files that a run needs are not there; the message lists them with the commands to make them."""
+
+
+def require_inputs(loaded: LoadedConfig) -> None:
+    """Checks data sets, token stores and checkpoints of the enabled phases.
+
+    Raises:
+        MissingInputError: listing all that is missing, where it was looked for and what makes it.
+    """
+    _report(
+        loaded, [*_missing_data(loaded), *_missing_stores(loaded), *_missing_checkpoints(loaded)]
+    )
+
+
+def require_data(loaded: LoadedConfig) -> None:
+    """Checks the data sets only; what an extraction needs.
+
+    Raises:
+        MissingInputError: as `require_inputs`.
+    """
+    _report(loaded, list(_missing_data(loaded)))
+
+
+def _report(loaded: LoadedConfig, missing: list[str]) -> None:
+    if missing:
+        listed = "\n".join(f"  - {text}" for text in missing)
+        raise MissingInputError(f"{loaded.path} cannot run yet:\n{listed}")
+
+
+def _phases(loaded: LoadedConfig) -> list[str]:
+    return [phase for phase in ("TRAIN", "TEST") if loaded.cfg[phase].ENABLE]
+
+
+def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
+    looked_for: set[str] = set()
+    for phase in _phases(loaded):
+        section = loaded.cfg[phase].DATASET
+        root = section.get("root", loaded.cfg.DATA.PATH_TO_DATA_DIR)
+        if section.NAME and root not in looked_for and not Path(root).is_dir():
+            looked_for.add(root)
+            yield (
+                f"data set {section.NAME}: folder {root!r} not found (from "
+                f"{Path.cwd()}). Download it and set DATA.PATH_TO_DATA_DIR, or make the demo data: "
+                "python tools/make_demo_data.py"
+            )
+
+
+def _missing_stores(loaded: LoadedConfig) -> Iterator[str]:
+    for phase in _phases(loaded):
+        store = loaded.cfg[phase].TOKEN_STORE
+        if store and not (Path(store) / "meta.json").is_file():
+            yield (
+                f"{phase}.TOKEN_STORE: no token store in {store!r}. Make it: "
+                f"python tools/extract_tokens.py --cfg {loaded.path}"
+            )
+
+
+def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:
+    cfg = loaded.cfg
+    wanted = {"TRAIN": cfg.TRAIN.CHECKPOINT_FILE_PATH}
+    wanted["TEST"] = cfg.TEST.CHECKPOINT_FILE_PATH
+    if not wanted["TEST"] and not cfg.TRAIN.ENABLE:
+        wanted["TEST"] = cfg.OUTPUT_DIR
+    for phase in _phases(loaded):
+        path = wanted[phase]
+        if not path:
+            continue
+        try:
+            find_checkpoint(Path(path))
+        except FileNotFoundError:
+            yield (
+                f"{phase}.CHECKPOINT_FILE_PATH: no checkpoint in {path!r}. "
+                f"{_command_for_checkpoint(loaded, Path(path))}"
+            )
+
+
+def _command_for_checkpoint(loaded: LoadedConfig, path: Path) -> str:
+    """The command whose OUTPUT_DIR is (above) ``path``, from the configs beside this one."""
+    folder = loaded.path.parent
+    makers: dict[Path, Path] = {}
+    for candidate in sorted({*folder.glob("*.yaml"), *folder.parent.glob("*.yaml")}):
+        try:
+            makers.setdefault(Path(load_config(candidate).cfg.OUTPUT_DIR), candidate)
+        except ConfigError:
+            continue
+    for output in (path, *path.parents):
+        if output in makers and makers[output] != loaded.path:
+            return f"Make it: python tools/run_net.py --cfg {makers[output]}"
+    return "Give the path of a checkpoint, or the OUTPUT_DIR of a run that has one"

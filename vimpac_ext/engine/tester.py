@@ -1,0 +1,121 @@
+"""The multi-view test: views -> probabilities -> one prediction a video -> report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vimpac_ext.data.loaders import evaluation_loader
+from vimpac_ext.engine.assembly import build_dataset, build_test_clips
+from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
+from vimpac_ext.structures import VideoRecord
+
+
+class Tester:
+    """Tests a task on the configured videos and views; prepared once, run any number of times.
+
+    Args:
+        cfg: configuration.
+        device: where the forward passes run.
+
+    Raises:
+        ValueError: if labels and MODEL.NUM_CLASSES do not fit, the token store is not the one
+            configured, or videos are missing in it and DATA.ON_BAD_VIDEO is "error".
+    """
+
+    def __init__(self, cfg: CfgNode, device: torch.device) -> None:
+        self.cfg = cfg
+        self.device = device
+        self.dataset = build_dataset(cfg, "TEST")
+        self.records: Sequence[VideoRecord] = self.dataset.records
+        require_labels(self.records, self.dataset.class_names, cfg.MODEL.NUM_CLASSES)
+        self.clips = build_test_clips(cfg, self.dataset.records)
+        self.num_views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a checkpoint must have in common with the test data."""
+        return {"tokenizer_fingerprint": self.clips.store.meta.tokenizer_fingerprint}
+
+    def run(self, task: nn.Module) -> MultiViewResult:
+        """Scores every view of every video with ``task.predict``."""
+        evaluator = MultiViewEvaluator(
+            len(self.records),
+            self.cfg.MODEL.NUM_CLASSES,
+            self.num_views,
+            ensemble=self.cfg.DATA.ENSEMBLE_METHOD,
+        )
+        task.eval()
+        for batch in tqdm(self._loader(), "test", unit="batch", disable=None):
+            probabilities = self._predict(task, batch["clips"])
+            evaluator.process(batch["video_index"].numpy(), probabilities.numpy())
+        labels = [record.label for record in self.records]
+        return evaluator.result(labels, on_missing=self.cfg.DATA.ON_BAD_VIDEO)
+
+    def report(self, task: nn.Module, folder: Path) -> dict[str, Any]:
+        """Tests ``task`` and writes predictions, per-class results and the confusion matrix.
+
+        Returns:
+            The content of ``folder/result.json``: accuracies in percent, protocol, counts.
+        """
+        result = self.run(task)
+        return write_report(
+            folder, result, self.records, self.dataset.class_names, self.protocol()
+        )
+
+    def _loader(self) -> DataLoader:
+        videos_per_batch = max(1, self.cfg.TEST.BATCH_SIZE // self.num_views)
+        loading = self.cfg.DATA_LOADER
+        return evaluation_loader(self.clips, videos_per_batch, loading.NUM_WORKERS, loading.PIN_MEMORY)
+
+    @torch.inference_mode()
+    def _predict(self, task: nn.Module, clips: Tensor) -> Tensor:
+        """(B, VS, ...) clips -> float32 (B, VS, classes), TEST.BATCH_SIZE clips at a time."""
+        enabled = self.cfg.TEST.PRECISION == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
+            chunks = [
+                task.predict(chunk.to(self.device, non_blocking=True)).cpu()
+                for chunk in clips.flatten(0, 1).split(self.cfg.TEST.BATCH_SIZE)
+            ]
+        return torch.cat(chunks).unflatten(0, clips.shape[:2])
+
+    def protocol(self) -> dict[str, Any]:
+        """Everything that decides whether two results may be compared."""
+        cfg = self.cfg
+        return {
+            "dataset": cfg.TEST.DATASET.NAME,
+            "split": cfg.TEST.DATASET.split,
+            "annotations": self.dataset.fingerprint,
+            "temporal_views": cfg.TEST.NUM_ENSEMBLE_VIEWS,
+            "spatial_crops": cfg.TEST.NUM_SPATIAL_CROPS,
+            "start_rule": cfg.TEST.START_RULE,
+            "crop_size": cfg.DATA.TEST_CROP_SIZE,
+            "num_frames": cfg.DATA.NUM_FRAMES,
+            "sampling_rate": cfg.DATA.SAMPLING_RATE,
+            "fps": cfg.DATA.TARGET_FPS,
+            "single_frame": cfg.DATA.SINGLE_FRAME,
+            "precision": cfg.TEST.PRECISION,
+            "decoder": "pyav",
+            "tokenizer": self.clips.store.meta.tokenizer_fingerprint,
+        }
+
+
+def require_labels(
+    records: Sequence[VideoRecord], class_names: Sequence[str], num_classes: int
+) -> None:
+    """Raises ValueError unless every label is a class of the model."""
+    if class_names and len(class_names) != num_classes:
+        raise ValueError(
+            f"MODEL.NUM_CLASSES is {num_classes} but the data set has {len(class_names)} classes"
+        )
+    for record in records:
+        if not 0 <= record.label < num_classes:
+            raise ValueError(
+                f"video {record.video_id!r} has label {record.label}; MODEL.NUM_CLASSES is "
+                f"{num_classes}, so labels are 0..{num_classes - 1}"
+            )
