@@ -93,11 +93,11 @@ def test_table_12_pre_training():
 @pytest.mark.parametrize(("size", "rate"), [("small", 1e-4), ("large", 5e-5)])
 def test_table_12_fine_tuning(dataset, epochs, classes, clip_fps, train_views, crops, size, rate):
     cfg = prepare(PAPER / f"{dataset}_{size}.yaml").cfg
-    assert (cfg.SOLVER.MAX_EPOCH, cfg.MODEL.NUM_CLASSES) == (epochs, classes)
-    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_RATIO) == (rate, 0.1)
+    assert (epochs, classes) == (cfg.SOLVER.MAX_EPOCH, cfg.MODEL.NUM_CLASSES)
+    assert (rate, 0.1) == (cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_RATIO)
     assert (cfg.SOLVER.BETAS, cfg.SOLVER.WEIGHT_DECAY) == ([0.9, 0.999], 0.01)
     assert cfg.TRAIN.BATCH_SIZE == 128
-    assert cfg.DATA.TARGET_FPS / cfg.DATA.SAMPLING_RATE == clip_fps
+    assert clip_fps == cfg.DATA.TARGET_FPS / cfg.DATA.SAMPLING_RATE
     assert len(views_of(cfg, "TRAIN")) == train_views
     assert len(views_of(cfg, "TEST")) == crops
     if size == "large":
@@ -120,5 +120,5 @@ def test_without_its_inputs_it_says_what_to_do(path, tmp_path, monkeypatch):
     if initial:
         assert initial in message
         command = re.search(r"run_net.py --cfg (\S+)", message)
-        assert load_config(command[1]).cfg.OUTPUT_DIR == initial
+        assert initial == load_config(command[1]).cfg.OUTPUT_DIR
     assert not list(tmp_path.iterdir())

@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,8 @@ def _run_seed(output: Path, seed: int) -> dict[str, Any]:
         for name in ("pretrain", *RESULTS)
     }
     for name in ("pretrain", "finetune"):  # scratch and single_frame read finetune's tokens
-        clock.time(f"tokens for {name}", lambda name=name: extract_stores(configs[name]))
-    results = {
-        name: clock.time(name, lambda loaded=loaded: run(loaded))
-        for name, loaded in configs.items()
-    }
+        clock.time(f"tokens for {name}", partial(extract_stores, configs[name]))
+    results = {name: clock.time(name, partial(run, loaded)) for name, loaded in configs.items()}
     return {
         "seed": seed,
         "results": {name: results[name] for name in RESULTS},

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Trains and tests whatever a configuration describes.
 
-    python tools/run_net.py --cfg configs/vimpac/ssv2_large.yaml
-    python tools/run_net.py --cfg a.yaml b.yaml            # one after the other
-    python tools/run_net.py --cfg a.yaml TRAIN.BATCH_SIZE 8
-    python tools/run_net.py --list                         # what is registered
+python tools/run_net.py --cfg configs/vimpac/ssv2_large.yaml
+python tools/run_net.py --cfg a.yaml b.yaml            # one after the other
+python tools/run_net.py --cfg a.yaml TRAIN.BATCH_SIZE 8
+python tools/run_net.py --list                         # what is registered
 """
 
 import argparse

@@ -14,9 +14,7 @@ class BuildError(ValueError):
     """A section that cannot become a component; the message names the section and the fix."""
 
 
-def build(
-    registry: Registry, section: Mapping[str, Any], where: str = "", **runtime: Any
-) -> Any:
+def build(registry: Registry, section: Mapping[str, Any], where: str = "", **runtime: Any) -> Any:
     """Builds the component that a config section describes.
 
     Args:

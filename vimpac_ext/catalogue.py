@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from vimpac_ext.plugins import BUILTIN_PACKAGES, PluginError
+from vimpac_ext.plugins import BUILTIN_PACKAGES, PluginError, see_working_directory
 from vimpac_ext.registries import ALL_REGISTRIES
 
 
@@ -41,6 +41,7 @@ def _builtin_sources() -> Iterator[Path]:
 
 
 def _plugin_source(module: str) -> Path:
+    see_working_directory()
     try:
         spec = importlib.util.find_spec(module)
     except ImportError:

@@ -34,8 +34,7 @@ def import_plugins(modules: Iterable[str]) -> None:
     Raises:
         PluginError: if a named module is missing or fails; the message says which and why.
     """
-    if os.getcwd() not in sys.path:  # noqa: PTH109  (sys.path holds strings)
-        sys.path.append(os.getcwd())  # noqa: PTH109
+    see_working_directory()
     for module in modules:
         try:
             importlib.import_module(module)
@@ -47,3 +46,9 @@ def import_plugins(modules: Iterable[str]) -> None:
     for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         entry_point.load()
         _logger.info("plug-in %s from an installed package", entry_point.value)
+
+
+def see_working_directory() -> None:
+    """Lets modules of the working directory be imported, whichever tool was started."""
+    if os.getcwd() not in sys.path:  # noqa: PTH109  (sys.path holds strings)
+        sys.path.append(os.getcwd())  # noqa: PTH109

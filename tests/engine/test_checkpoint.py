@@ -61,9 +61,7 @@ def test_a_checkpoint_restores_everything(tmp_path):
     assert torch.equal(torch.rand(3), expected_noise)
     for name, value in task.state_dict().items():
         assert torch.equal(other.state_dict()[name], value)
-    for a, b in zip(
-        optimizer.state.values(), other_optimizer.state.values(), strict=True
-    ):
+    for a, b in zip(optimizer.state.values(), other_optimizer.state.values(), strict=True):
         assert torch.equal(a["exp_avg"], b["exp_avg"])
 
 

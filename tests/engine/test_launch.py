@@ -35,6 +35,9 @@ def test_pretrain_then_finetune_then_multi_view_test(project, tmp_path, caplog):
     assert result["top1"] == 100.0  # classes have tokens of their own
     assert json.loads((tmp_path / "finetune/test/result.json").read_text()) == result
 
+    last = json.loads((tmp_path / "finetune/metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["_type"], last["top1_acc"], last["update"]) == ("test_final", "100.00", 80)
+
     # The report of the weights: the backbone came from pre-training, the heads did not.
     report = next(r.getMessage() for r in caplog.records if "weights from" in r.getMessage())
     assert "26 loaded, 0 resized" in report
@@ -67,6 +70,15 @@ def test_scores_are_the_mean_softmax_over_views_computed_by_hand(project, tmp_pa
         scores = np.mean(probabilities, axis=0)
         assert int(rows[video_id]["prediction"]) == scores.argmax()
         assert float(rows[video_id]["probability"]) == pytest.approx(scores.max(), abs=1e-4)
+
+
+def test_evaluation_while_training_is_logged(project, tmp_path):
+    overrides = ["TRAIN.CHECKPOINT_FILE_PATH", "", "TRAIN.EVAL_PERIOD", "1"]
+    run(prepare(project / "finetune.yaml", [*overrides, "SOLVER.MAX_EPOCH", "20"]))
+    lines = map(json.loads, (tmp_path / "finetune/metrics.jsonl").read_text().splitlines())
+    errors = [line["top1_err"] for line in lines if line["_type"] == "val_epoch"]
+    assert len(errors) == 20
+    assert errors[-1] < errors[0]
 
 
 def test_a_killed_run_continues_and_gives_the_same_losses(project, tmp_path):
@@ -134,7 +146,7 @@ def test_a_run_of_another_model_in_the_same_folder_is_refused(project, tmp_path)
 
 def test_labels_must_fit_the_number_of_classes(project):
     overrides = ["MODEL.NUM_CLASSES", "3", "TRAIN.CHECKPOINT_FILE_PATH", ""]
-    with pytest.raises(ValueError, match=r"label 3; MODEL.NUM_CLASSES is 3"):
+    with pytest.raises(ValueError, match=r"MODEL.NUM_CLASSES is 3 but the data set has 4 classes"):
         run(prepare(project / "finetune.yaml", overrides))
 
 

@@ -150,7 +150,9 @@ def test_several_configs_run_in_order_and_both_override_forms_work(project, tmp_
     ],
 )
 def test_bad_input_is_one_clear_message(project, tmp_path, words, parts):
-    done = run_tool("--cfg", project / "pretrain.yaml", *words, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    done = run_tool(
+        "--cfg", project / "pretrain.yaml", *words, cwd=tmp_path, CUDA_VISIBLE_DEVICES=""
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
         "TEST_CROP_SIZE": 128,  # pixels, height = width
         "TOKEN_STRIDE": 8,  # pixels per token side
         "VOCAB_SIZE": 8192,  # codes of the tokenizer
-        "TRAIN_VIEWS": "center",  # center, three_crops, resize2_crop3, resize2_crop3_flip2, or a list
+        "TRAIN_VIEWS": "center",  # or three_crops, resize2_crop3, resize2_crop3_flip2, or a list
         "MAX_PAIR_DISTANCE": None,  # seconds between the two clips of a pair; null = whole video
         "SINGLE_FRAME": False,  # control: repeat one frame of the clip T times
         "ENSEMBLE_METHOD": "sum",  # how view probabilities become one prediction: sum, max

@@ -107,12 +107,12 @@ class _StrictLoader(yaml.SafeLoader):
 def _parse_overrides(overrides: Sequence[str]) -> Tree:
     if len(overrides) % 2:
         raise ConfigError(
-            f"overrides come as KEY VALUE pairs; found {len(overrides)} words: {' '.join(overrides)}"
+            f"overrides are KEY VALUE pairs; found {len(overrides)} words: {' '.join(overrides)}"
         )
     tree: Tree = {}
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         try:
-            value = yaml.safe_load(text)
+            value = yaml.safe_load(text) if text else ""  # an empty word is no null
         except yaml.YAMLError:
             value = text
         *parents, leaf = key.split(".")

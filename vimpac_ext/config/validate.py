@@ -1,5 +1,7 @@
 """Checks across keys, before any work starts."""
 
+from typing import Any
+
 from vimpac_ext.config.load import ConfigError, LoadedConfig
 
 _CHOICES = {
@@ -87,7 +89,7 @@ def _check_schedule(loaded: LoadedConfig) -> None:
         _require(
             loaded,
             "SOLVER.SCHEDULE_EPOCHS",
-            solver.SCHEDULE_EPOCHS >= done,
+            done <= solver.SCHEDULE_EPOCHS,
             f"0 or at least SCHEDULE_START_EPOCH + MAX_EPOCH ({done})",
         )
 
@@ -100,7 +102,7 @@ def _check_crops(loaded: LoadedConfig) -> None:
         _require(loaded, key, fits, f"a positive multiple of DATA.TOKEN_STRIDE ({stride})")
 
 
-def _value(loaded: LoadedConfig, key: str) -> object:
+def _value(loaded: LoadedConfig, key: str) -> Any:
     node = loaded.cfg
     for name in key.split("."):
         node = node[name]

@@ -43,7 +43,7 @@ class MotionTask:
         unlabelled_seconds: length of an unlabelled video.
         event_seconds: shortest and longest motion event of an unlabelled video.
         motions: names in `MOTION_PAIRS`; each gives two classes.
-        speed: heights per second; 0.16 to 0.28 is 5 to 9 pixels of 64 per frame at 2 fps.
+        speed: heights per second; 0.25 to 0.35 is 8 to 11 pixels of 64 per frame at 2 fps.
         slant: largest part of the speed that goes across the class's direction.
         turn_rate: degrees per second.
         growth: factor per second by which an approaching sprite grows.
@@ -58,6 +58,7 @@ class MotionTask:
         camera_probability: part of the videos whose background drifts, in a random direction.
         camera_speed: heights per second.
         background_contrast: standard deviation of the background's texture, of 1.
+        background_tint: largest difference of a background's colour channel from grey.
 
     Raises:
         ValueError: for an unknown motion, an odd frame size or a range that is not one.
@@ -65,25 +66,26 @@ class MotionTask:
 
     frame_size: tuple[int, int] = (72, 96)
     fps: int = 8
-    clip_seconds: float = 4.0
+    clip_seconds: float = 3.0
     unlabelled_seconds: float = 12.0
     event_seconds: Range = (3.0, 4.0)
     motions: tuple[str, ...] = tuple(MOTION_PAIRS)
-    speed: Range = (0.16, 0.28)
-    slant: float = 0.3
-    turn_rate: Range = (50.0, 90.0)
-    growth: Range = (1.32, 1.5)
-    fade_seconds: Range = (2.0, 3.0)
-    sprite_radius: Range = (0.17, 0.25)
-    turning_radius: Range = (0.22, 0.32)
-    depth_radius: Range = (0.13, 0.18)
-    wobble: float = 0.03
-    num_distractors: tuple[int, int] = (0, 2)
+    speed: Range = (0.25, 0.35)
+    slant: float = 0.2
+    turn_rate: Range = (80.0, 120.0)
+    growth: Range = (1.4, 1.6)
+    fade_seconds: Range = (1.5, 2.2)
+    sprite_radius: Range = (0.22, 0.30)
+    turning_radius: Range = (0.30, 0.40)
+    depth_radius: Range = (0.16, 0.20)
+    wobble: float = 0.015
+    num_distractors: tuple[int, int] = (0, 1)
     distractor_radius: Range = (0.05, 0.09)
     distractor_sway: Range = (0.0, 0.1)
-    camera_probability: float = 0.5
-    camera_speed: Range = (0.02, 0.1)
-    background_contrast: Range = (0.05, 0.2)
+    camera_probability: float = 0.25
+    camera_speed: Range = (0.02, 0.06)
+    background_contrast: Range = (0.02, 0.08)
+    background_tint: float = 0.1
 
     def __post_init__(self) -> None:
         unknown = [motion for motion in self.motions if motion not in MOTION_PAIRS]

@@ -4,6 +4,7 @@ Only numpy is used, so that worker processes share no thread pool, and all frame
 drawn at once.
 """
 
+import colorsys
 from typing import NamedTuple
 
 import numpy as np
@@ -46,12 +47,14 @@ def render(
         uint8 (N, H, W, 3) RGB frames.
     """
     num_frames = len(path.x)
-    backdrop = rng.uniform(0.1, 0.9, size=3)
+    # Pale or dark ground, vivid sprites: as hard to tell apart in any one frame, but a coarse token
+    # shows what belongs to a sprite.
+    backdrop = rng.uniform(0.2, 0.8) + rng.uniform(-task.background_tint, task.background_tint, 3)
     frames = _background(task, num_frames, backdrop, rng)
-    colours = _contrasting_colours(backdrop, rng)
+    colours = _sprite_colours(rng)
     fewest, most = task.num_distractors
     for _ in range(rng.integers(fewest, most + 1)):
-        tile = _sprite_tile(draw_look(rng), _contrasting_colours(backdrop, rng), rng)
+        tile = _sprite_tile(draw_look(rng), _sprite_colours(rng), rng)
         _draw(frames, tile, swaying_path(task, num_frames, rng))
     _draw(frames, _sprite_tile(look, colours, rng), path)
     return np.rint(frames * 255).astype(np.uint8)
@@ -95,16 +98,13 @@ def _noise(size: tuple[int, int], grain: float, channels: int, rng: np.random.Ge
     return noise.transpose(1, 2, 0).astype(np.float32)
 
 
-def _contrasting_colours(
-    backdrop: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Three random colours (3, 3), each far from the backdrop and from the ones before it."""
-    chosen = [backdrop]
-    for _ in range(3):
-        candidates = rng.uniform(0, 1, size=(8, 3))
-        distances = np.linalg.norm(candidates[:, None] - np.stack(chosen), axis=2)
-        chosen.append(candidates[distances.min(axis=1).argmax()])
-    return np.stack(chosen[1:])
+def _sprite_colours(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Three vivid colours (3, 3): a random hue, a darker shade of it, and a hue far from it."""
+    hue = rng.uniform()
+    shades = [(hue, rng.uniform(0.8, 1.0)), (hue, rng.uniform(0.45, 0.65))]
+    shades.append((hue + rng.uniform(0.33, 0.67), rng.uniform(0.8, 1.0)))
+    saturation = rng.uniform(0.8, 1.0)
+    return np.array([colorsys.hsv_to_rgb(h % 1.0, saturation, value) for h, value in shades])
 
 
 def _sprite_tile(look: Look, colours: NDArray[np.float64], rng: np.random.Generator) -> Floats:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
-from torch.utils.data import Dataset as ClipDataset
 
 from vimpac_ext.build import build, check, wants
 from vimpac_ext.config import ConfigError, LoadedConfig
@@ -68,7 +67,7 @@ def token_grid(cfg: CfgNode, crop_size: int) -> TokenGrid:
     return TokenGrid(cfg.DATA.NUM_FRAMES, side, side)
 
 
-def build_task(cfg: CfgNode) -> nn.Module:
+def build_task(cfg: CfgNode) -> Any:
     """Builds the task with the components that its constructor asks for."""
     grid = token_grid(cfg, cfg.DATA.TRAIN_CROP_SIZE)
     common = {"vocab_size": cfg.DATA.VOCAB_SIZE, "num_classes": cfg.MODEL.NUM_CLASSES}
@@ -163,7 +162,9 @@ def _expected_fingerprint(cfg: CfgNode) -> str | None:
         return None
 
 
-def build_train_clips(cfg: CfgNode, task: nn.Module, records: list[VideoRecord]) -> ClipDataset:
+def build_train_clips(
+    cfg: CfgNode, task: Any, records: list[VideoRecord]
+) -> FrameClips | TokenClips:
     """Clips for training: tokens from the store, or frames, as the task wants."""
     views = views_of(cfg, "TRAIN")
     if task.input_kind == "pixels":

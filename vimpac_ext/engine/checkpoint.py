@@ -86,9 +86,7 @@ class Checkpointer:
             torch.save(checkpoint, file)
         return path
 
-    def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> dict[str, Any] | None:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Continues from the newest checkpoint, if there is one.
 
         Returns:
@@ -153,13 +151,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def load_model(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
+def load_model(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> int:
     """Loads all weights of a model for testing; every key must fit.
 
     Args:
         path: checkpoint.
         model: receives the weights.
         facts: what the checkpoint's data must have in common with the test's.
+
+    Returns:
+        Updates that the model has had.
 
     Raises:
         CheckpointError: if the checkpoint is of another model or other tokens.
@@ -168,9 +169,10 @@ def load_model(path: Path, model: nn.Module, facts: Mapping[str, Any]) -> None:
     _require_same_facts(path, checkpoint["facts"], facts)
     _require_same_model(path, model.state_dict(), checkpoint["model_state"])
     model.load_state_dict(checkpoint["model_state"])
+    return int(checkpoint["update"])
 
 
-def initialise_weights(path: Path, task: nn.Module, facts: Mapping[str, Any]) -> LoadReport:
+def initialise_weights(path: Path, task: Any, facts: Mapping[str, Any]) -> LoadReport:
     """Takes the weights that fit from another run's checkpoint.
 
     The backbone must be the same but for its input size: one with a method
@@ -207,7 +209,7 @@ def initialise_weights(path: Path, task: nn.Module, facts: Mapping[str, Any]) ->
     return report
 
 
-def initialise_moments(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def initialise_moments(path: Path, task: Any, optimizer: torch.optim.Optimizer) -> None:
     """Takes an earlier stage's Adam moments, resized like the parameters that they belong to.
 
     Raises:

@@ -19,23 +19,23 @@ class EventLog:
     Args:
         folder: made if needed; receives ``metrics.jsonl`` and ``tensorboard/``.
         tensorboard: whether to write event files.
-        first_update: lines of this and later updates, left by a run that was killed after its last
-            checkpoint, are removed, since they are about to be written again.
+        first_update: the update that a training run starts or continues with. Lines of this and
+            later updates, left by a run that was killed after its last checkpoint, are removed,
+            since they are about to be written again. None = keep all lines.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool, first_update: int = 0) -> None:
+    def __init__(self, folder: Path, tensorboard: bool, first_update: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        _drop_updates_from(self._path, first_update)
+        if first_update is not None:
+            _drop_updates_from(self._path, first_update)
         self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = None
         if tensorboard:
             # Imported here: it takes a second that runs without it need not pay.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=first_update
-            )
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_update)
 
     def write(self, kind: str, update: int, scalars: dict[str, Any]) -> None:
         """Records one set of scalars.

@@ -13,6 +13,7 @@ import torch
 from vimpac_ext.config import LoadedConfig, load_config, validate
 from vimpac_ext.engine.assembly import build_task, check_components, device_of
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
+from vimpac_ext.engine.events import EventLog
 from vimpac_ext.engine.requirements import require_inputs
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.training import train
@@ -69,16 +70,21 @@ def run(loaded: LoadedConfig) -> dict[str, Any]:
     _seed_everything(cfg.RNG_SEED)
     tester = Tester(cfg, device) if cfg.TEST.ENABLE and cfg.TEST.DATASET.NAME else None
     if cfg.TRAIN.ENABLE:
-        task = train(cfg, device, folder, tester)
+        task, update = train(cfg, device, folder, tester)
     elif tester is not None:
         task = build_task(cfg).to(device)
     if tester is None:
         return {}
     if cfg.TEST.CHECKPOINT_FILE_PATH or not cfg.TRAIN.ENABLE:
         path = find_checkpoint(Path(cfg.TEST.CHECKPOINT_FILE_PATH or folder))
-        load_model(path, task, tester.facts)
+        update = load_model(path, task, tester.facts)
         _logger.info("testing %s", path)
-    return tester.report(task, folder / "test")
+    result = tester.report(task, folder / "test")
+    with EventLog(folder, cfg.TENSORBOARD) as events:
+        accuracies = {f"{name}_acc": f"{result[name]:.2f}" for name in ("top1", "top5")}
+        protocol = {"split": "test_final", "protocol_id": result["protocol_id"]}
+        events.write("test_final", update, {**protocol, **accuracies})
+    return result
 
 
 def _seed_everything(seed: int) -> None:

@@ -23,5 +23,9 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, with the fused kernel (CPU and CUDA have one)."""
     return torch.optim.AdamW(
-        parameter_groups(model, weight_decay), lr=lr, betas=tuple(betas), eps=eps, fused=True
+        parameter_groups(model, weight_decay),
+        lr=lr,
+        betas=(betas[0], betas[1]),
+        eps=eps,
+        fused=True,
     )

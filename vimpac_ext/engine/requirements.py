@@ -1,4 +1,4 @@
-"""Looks for everything that a run needs before it starts, and says in one message what is missing."""
+"""Looks for all that a run needs before it starts; says in one message what is missing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from vimpac_ext.engine.checkpoint import find_checkpoint
 
 
 class MissingInputError(FileNotFoundError):
-    """Files that a run needs are not there; the message lists them with the commands to make them."""
+    """Files that a run needs are not there; lists them and the commands to make them."""
 
 
 def require_inputs(loaded: LoadedConfig) -> None:

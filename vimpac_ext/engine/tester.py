@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -42,7 +42,7 @@ class Tester:
         """What a checkpoint must have in common with the test data."""
         return {"tokenizer_fingerprint": self.clips.store.meta.tokenizer_fingerprint}
 
-    def run(self, task: nn.Module) -> MultiViewResult:
+    def run(self, task: Any) -> MultiViewResult:
         """Scores every view of every video with ``task.predict``."""
         evaluator = MultiViewEvaluator(
             len(self.records),
@@ -57,24 +57,24 @@ class Tester:
         labels = [record.label for record in self.records]
         return evaluator.result(labels, on_missing=self.cfg.DATA.ON_BAD_VIDEO)
 
-    def report(self, task: nn.Module, folder: Path) -> dict[str, Any]:
+    def report(self, task: Any, folder: Path) -> dict[str, Any]:
         """Tests ``task`` and writes predictions, per-class results and the confusion matrix.
 
         Returns:
             The content of ``folder/result.json``: accuracies in percent, protocol, counts.
         """
         result = self.run(task)
-        return write_report(
-            folder, result, self.records, self.dataset.class_names, self.protocol()
-        )
+        return write_report(folder, result, self.records, self.dataset.class_names, self.protocol())
 
     def _loader(self) -> DataLoader:
         videos_per_batch = max(1, self.cfg.TEST.BATCH_SIZE // self.num_views)
         loading = self.cfg.DATA_LOADER
-        return evaluation_loader(self.clips, videos_per_batch, loading.NUM_WORKERS, loading.PIN_MEMORY)
+        return evaluation_loader(
+            self.clips, videos_per_batch, loading.NUM_WORKERS, loading.PIN_MEMORY
+        )
 
     @torch.inference_mode()
-    def _predict(self, task: nn.Module, clips: Tensor) -> Tensor:
+    def _predict(self, task: Any, clips: Tensor) -> Tensor:
         """(B, VS, ...) clips -> float32 (B, VS, classes), TEST.BATCH_SIZE clips at a time."""
         enabled = self.cfg.TEST.PRECISION == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):

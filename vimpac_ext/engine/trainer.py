@@ -59,7 +59,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: nn.Module,
+        task: Any,
         sampler: UpdateSampler,
         loader: DataLoader,
         optimizer: torch.optim.Optimizer,

@@ -10,13 +10,11 @@ import torch
 import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
-from torch.utils.data import Dataset
 
 from vimpac_ext.data.loaders import UpdateSampler, train_loader
 from vimpac_ext.engine.assembly import build_dataset, build_task, build_train_clips
 from vimpac_ext.engine.checkpoint import (
     Checkpointer,
-    CheckpointError,
     find_checkpoint,
     initialise_moments,
     initialise_weights,
@@ -34,7 +32,9 @@ _logger = logging.getLogger(__name__)
 _FREE_KEYS = ("OUTPUT_DIR", "LOG_PERIOD", "TENSORBOARD", "NUM_GPUS", "DATA_LOADER", "TEST")
 
 
-def train(cfg: CfgNode, device: torch.device, folder: Path, tester: Tester | None) -> nn.Module:
+def train(
+    cfg: CfgNode, device: torch.device, folder: Path, tester: Tester | None
+) -> tuple[Any, int]:
     """Trains the configured task, or continues its training.
 
     Args:
@@ -44,7 +44,7 @@ def train(cfg: CfgNode, device: torch.device, folder: Path, tester: Tester | Non
         tester: evaluates every TRAIN.EVAL_PERIOD epochs.
 
     Returns:
-        The trained task.
+        The trained task, and the updates that it has had.
 
     Raises:
         CheckpointError: if the run's own checkpoint, or the one to start from, does not fit.
@@ -87,7 +87,7 @@ def train(cfg: CfgNode, device: torch.device, folder: Path, tester: Tester | Non
     if hasattr(task, "export"):  # e.g. a tokenizer, whose weights are used elsewhere
         task.export(folder / "exported.safetensors")
         _logger.info("exported %s", folder / "exported.safetensors")
-    return task
+    return task, sampler.num_updates
 
 
 def _start(
@@ -149,10 +149,14 @@ def _options(cfg: CfgNode) -> TrainerOptions:
 
 def _evaluate(tester: Tester, task: nn.Module, events: EventLog, update: int) -> None:
     result = tester.run(task)
-    events.write("val_epoch", update, result.accuracies)
+    events.write(
+        "val_epoch",
+        update,
+        {"top1_err": 100 - result.topk_accuracy(1), "top5_err": 100 - result.topk_accuracy(5)},
+    )
 
 
-def _facts(clips: Dataset) -> dict[str, str]:
+def _facts(clips: Any) -> dict[str, str]:
     """What a checkpoint must remember of its data: weights mean nothing for other tokens."""
     store = getattr(clips, "store", None)
     return {"tokenizer_fingerprint": store.meta.tokenizer_fingerprint} if store else {}
