@@ -1,0 +1,30 @@
+"""The README's example must run as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny_project import make_tiny_project
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_component_registers_and_trains(tmp_path):
+    block = re.search(r"<!-- example: checkerboard -->\n```python\n(.*?)```", README, re.DOTALL)
+    module = tmp_path / "my_lab" / "masking.py"
+    module.parent.mkdir()
+    module.write_text(block[1])
+    project = make_tiny_project(tmp_path)
+    words = ["--cfg", project / "pretrain.yaml", "--plugin", "my_lab.masking"]
+    words += ["MASKER.NAME", "CheckerboardMasker", "MASKER.cell", "4"]
+    command = [sys.executable, ROOT / "tools/run_net.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("pretrain/checkpoints/*.pyth"))
+
+
+def test_every_file_that_the_readme_names_exists():
+    for path in re.findall(r"(?:configs|tools|tests|vimpac_ext)/[\w/.]*\w", README):
+        assert (ROOT / path).exists(), path
