@@ -44,6 +44,7 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "vector-quantize-pytorch>=1.20",
         ],
     },
 )
