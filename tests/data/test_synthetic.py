@@ -112,7 +112,7 @@ def test_placeholder_and_template_describe_the_video(demo):
 
 
 @pytest.mark.parametrize(
-    ("folder", "num_frames"), [("20bn-something-something-v2", 32), ("unlabelled", 96)]
+    ("folder", "num_frames"), [("20bn-something-something-v2", 24), ("unlabelled", 96)]
 )
 def test_files_are_vp8_with_regular_frames(demo, folder, num_frames):
     for path in (demo / folder).iterdir():
@@ -132,7 +132,7 @@ def test_compression_keeps_every_frame_alike():
     error = ((decoded - frames) ** 2).mean(axis=(1, 2, 3))
     decibels = 10 * np.log10(255**2 / error)
     assert decibels.min() > 25
-    assert np.ptp(decibels) < 6
+    assert np.ptp(decibels) < 7
 
 
 @pytest.mark.parametrize("motion", MOTION_PAIRS)
@@ -154,7 +154,7 @@ def test_every_two_seconds_show_the_motion(motion):
     for seed in range(200):
         path = class_path(TASK, motion, np.random.default_rng(seed))
         quantity = getattr(path, MOVING_QUANTITY[motion])
-        assert quantity.shape == (32,)
+        assert quantity.shape == (24,)
         assert (quantity[16:] > quantity[:-16]).all()
 
 
@@ -186,12 +186,12 @@ def test_order_tells_the_pair_apart_and_a_middle_frame_does_not():
         ]
     ).astype(np.float32)
     foreground = np.abs(clips - np.median(clips, axis=1, keepdims=True)).sum(axis=(2, 4))
-    centre = (foreground * np.arange(64)).sum(axis=2) / foreground.sum(axis=2)  # (160, 32)
-    guess = centre[:, 24:].mean(axis=1) < centre[:, :8].mean(axis=1)
+    centre = (foreground * np.arange(64)).sum(axis=2) / foreground.sum(axis=2)  # (160, 24)
+    guess = centre[:, 18:].mean(axis=1) < centre[:, :6].mean(axis=1)
     backward = np.array([pair[label].backward for label in labels])
     assert (guess == backward).mean() > 0.95
 
-    middle = clips[:, 16].reshape(160, 6, 8, 8, 8, 3).mean(axis=(2, 4)).reshape(160, -1)
+    middle = clips[:, 12].reshape(160, 6, 8, 8, 8, 3).mean(axis=(2, 4)).reshape(160, -1)
     middle = (middle - middle.mean(axis=0)) / middle.std(axis=0)
     train, test = middle[:80], middle[80:]
     centroids = np.stack([train[labels[:80] == label].mean(axis=0) for label in (0, 1)])
