@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The whole pipeline on made videos: data, tokens, pre-training, fine-tuning, multi-view test.
 
-    python tools/demo.py                     # one seed, under ten minutes on two CPU cores
+    python tools/demo.py                     # one seed, about eleven minutes on two CPU cores
     python tools/demo.py --seeds 0 1 2       # mean and spread
 
 Prints pre-trained against from-scratch accuracy with a single-frame control, and writes
