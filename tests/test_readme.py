@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tiny_project import make_tiny_project
 
+from vimpac_ext.engine import prepare
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -23,6 +25,14 @@ def test_the_example_component_registers_and_trains(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("pretrain/checkpoints/*.pyth"))
+
+
+def test_the_example_for_own_videos_builds(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("configs/", f"{ROOT}/configs/"))
+    cfg = prepare(path, ["NUM_GPUS", "0"]).cfg
+    assert dict(cfg.TRAIN.DATASET) == {"NAME": "PathLabelList", "split": "train"}
 
 
 def test_every_file_that_the_readme_names_exists():

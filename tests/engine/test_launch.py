@@ -185,3 +185,11 @@ def test_missing_test_videos_are_counted_as_configured(project, tmp_path):
         assert protocol["on_bad_video"] == rule
     right = results["skip"]["top1"] * 8 / 100
     assert results["count_wrong"]["top1"] == pytest.approx(100 * right / 9)
+
+
+def test_training_videos_that_are_left_out_are_counted(project, tmp_path, caplog):
+    with (tmp_path / "data/train.csv").open("a") as file:
+        file.write("clips/lost.mp4 0\n")
+    run(prepare(project / "pretrain.yaml", ["DATA.ON_BAD_VIDEO", "skip"]))
+    assert "1 of 9 training videos are not in the token store" in caplog.text
+    assert "clips/lost" in caplog.text

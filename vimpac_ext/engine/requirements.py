@@ -50,8 +50,8 @@ def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
             looked_for.add(root)
             yield (
                 f"data set {section.NAME}: folder {root!r} not found (from "
-                f"{Path.cwd()}). Download it and set DATA.PATH_TO_DATA_DIR, or make the demo data: "
-                "python tools/make_demo_data.py"
+                f"{Path.cwd()}). Download it and set DATA.PATH_TO_DATA_DIR; the demo's is made "
+                f"by: python tools/make_demo_data.py --output {root or 'FOLDER'}"
             )
 
 

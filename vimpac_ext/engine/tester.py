@@ -89,7 +89,7 @@ class Tester:
         cfg = self.cfg
         return {
             "dataset": cfg.TEST.DATASET.NAME,
-            "split": cfg.TEST.DATASET.split,
+            "split": cfg.TEST.DATASET.get("split", ""),
             "annotations": self.dataset.fingerprint,
             "temporal_views": cfg.TEST.NUM_ENSEMBLE_VIEWS,
             "spatial_crops": cfg.TEST.NUM_SPATIAL_CROPS,

@@ -116,7 +116,9 @@ class Trainer:
         videos = []
         for micro_step in range(self.accumulation):
             started = time.perf_counter()
-            batch = _to_device(next(batches), self.device)
+            batch = next(batches)
+            videos += batch["video_index"].tolist()  # here, where it costs no synchronisation
+            batch = _to_device(batch, self.device)
             window.data_seconds += time.perf_counter() - started
             # A seed for each micro-step: masks do not depend on where a run was resumed.
             step = update * self.accumulation + micro_step
@@ -128,7 +130,6 @@ class Trainer:
             (scalars["loss"] / self.accumulation).backward()
             for name, value in scalars.items():
                 total[name] = total.get(name, 0.0) + value.detach().float() / self.accumulation
-            videos += batch["video_index"].tolist()
         window.add(total["loss"], videos)
         if self.device.type == "cpu":  # no synchronisation to pay for: stop before the update
             window.require_finite(update)

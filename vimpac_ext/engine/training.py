@@ -54,6 +54,14 @@ def train(
     if cfg.MODEL.NUM_CLASSES:
         require_labels(dataset.records, dataset.class_names, cfg.MODEL.NUM_CLASSES)
     clips = build_train_clips(cfg, task, dataset.records)
+    missing = getattr(clips, "missing", [])
+    if missing:
+        _logger.warning(
+            "%d of %d training videos are not in the token store and are left out (first: %s)",
+            len(missing),
+            len(dataset.records),
+            missing[0].video_id,
+        )
     solver = cfg.SOLVER
     optimizer = adamw(task, solver.BASE_LR, solver.BETAS, solver.EPS, solver.WEIGHT_DECAY)
     checkpointer = Checkpointer(folder, cfg.dump(), _facts(clips))
