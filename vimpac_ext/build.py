@@ -45,6 +45,12 @@ def wants(registry: Registry, section: Mapping[str, Any], name: str) -> bool:
     return name in _parameters(_lookup(registry, section, ""))
 
 
+def needs(registry: Registry, section: Mapping[str, Any], name: str) -> bool:
+    """Whether the section's component asks for ``name`` and has no default for it."""
+    parameter = _parameters(_lookup(registry, section, "")).get(name)
+    return parameter is not None and parameter.default is parameter.empty
+
+
 def signature(component: Any) -> str:
     """``Name(arg: type = default, ...)`` for messages."""
     return f"{component.__name__}{inspect.signature(component)}".replace("typing.", "")

@@ -48,7 +48,10 @@ MASKERS = _registry(
 
     ``masker(tokens: int64 (B, T, H, W), generator: torch.Generator | None) -> bool (B, T, H, W)``,
     True = hidden. Vectorised over clips, on the device of ``tokens``. PAD is excluded by the
-    caller.
+    caller. Runtime arguments on request: ``grid: tuple[int, int, int]``, ``vocab_size: int``.
+
+    Optional, for a masker whose mask is made of parts (BERT noise per block is decided by part):
+    ``blocks(tokens, generator) -> bool (B, K, T, H, W)``, the K parts of the mask.
     """,
 )
 

@@ -62,6 +62,14 @@ def validate(loaded: LoadedConfig) -> None:
     betas = loaded.cfg.SOLVER.BETAS
     in_range = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
     _require(loaded, "SOLVER.BETAS", in_range, "two numbers in [0, 1)")
+    distance = loaded.cfg.DATA.MAX_PAIR_DISTANCE
+    is_number = isinstance(distance, (int, float)) and not isinstance(distance, bool)
+    _require(
+        loaded,
+        "DATA.MAX_PAIR_DISTANCE",
+        distance is None or (is_number and distance >= 0),
+        "null or a number of seconds, zero or more",
+    )
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_crops(loaded)

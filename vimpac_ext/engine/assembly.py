@@ -7,7 +7,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from vimpac_ext.build import build, check, wants
+from vimpac_ext.build import build, check, needs, wants
 from vimpac_ext.config import ConfigError, LoadedConfig
 from vimpac_ext.config.defaults import COMPONENT_MAPPINGS, SECTION_REGISTRIES
 from vimpac_ext.data import FrameClips, SpatialView, TokenClips, TokenStore, spatial_views
@@ -82,7 +82,8 @@ def build_task(cfg: CfgNode) -> Any:
         parts["losses"] = {
             name: build(LOSSES, section, f"LOSSES.{name}") for name, section in cfg.LOSSES.items()
         }
-    if wants(TASKS, cfg.TASK, "masker"):
+    # Without a NAME a task that can do without a masker gets none; for others it is an error.
+    if needs(TASKS, cfg.TASK, "masker") or (wants(TASKS, cfg.TASK, "masker") and cfg.MASKER.NAME):
         parts["masker"] = build(
             MASKERS, cfg.MASKER, "MASKER", grid=grid, vocab_size=cfg.DATA.VOCAB_SIZE
         )

@@ -61,7 +61,7 @@ def visualize(
         VideoDecodeError: for a bad video.
     """
     cfg = loaded.cfg
-    if not wants(TASKS, cfg.TASK, "masker"):
+    if not (wants(TASKS, cfg.TASK, "masker") and cfg.MASKER.NAME):
         raise ConfigError(
             f"{loaded.path}: {cfg.TASK.NAME} hides no tokens; take the configuration of a "
             "pre-training, such as configs/vimpac/demo/pretrain.yaml"
@@ -158,6 +158,7 @@ def complete_tokens(
     Raises:
         ConfigError: if no head predicts tokens.
     """
+    assert task.masker is not None
     clip = tokens[None]
     hidden, mask = corrupt(clip, task.masker(clip, generator), task.special)
     outputs = apply_heads(task.heads, {**task.backbone(hidden), "mask": mask})

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from vimpac_ext.maskers.draws import uniform_draws
 from vimpac_ext.registries import MASKERS
 
 
@@ -32,6 +33,4 @@ class UniformMasker:
         Returns:
             bool (B, T, H, W), True = hidden.
         """
-        device = tokens.device if generator is None else generator.device
-        draws = torch.rand(tokens.shape, generator=generator, device=device)
-        return (draws < self.ratio).to(tokens.device)
+        return uniform_draws(tokens.shape, tokens.device, generator) < self.ratio

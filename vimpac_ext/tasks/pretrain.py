@@ -1,28 +1,41 @@
 """VIMPAC pre-training: predict masked tokens and contrast two clips of a video (Section 3)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from vimpac_ext.losses import masked_token_accuracy
-from vimpac_ext.maskers import corrupt
+from vimpac_ext.maskers import Noise, corrupt
 from vimpac_ext.registries import TASKS
 from vimpac_ext.structures import SpecialTokens
 from vimpac_ext.tasks.objective import apply_heads, weighted_losses
+
+Masker = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
 @TASKS.register()
 class PretrainTask(nn.Module):
     """One shared forward pass of masked clips for all heads and losses.
 
+    Which heads and losses there are decides the objective: both, masked prediction alone or
+    contrast alone (Table 4). Heads named in `unmasked_heads` see the original clips instead, in a
+    second forward pass (Table 9: contrastive learning without mask).
+
     Args:
         backbone: token backbone.
         heads: name -> head.
         losses: name -> loss.
-        masker: chooses the hidden tokens; each of the two clips of a video is masked on its own.
         vocab_size: codes of the tokenizer.
+        masker: chooses the hidden tokens; each of the two clips of a video is masked on its own.
+            None = nothing is hidden, and one forward pass of the original clips serves all heads.
+        noise: BERT's noise, "token" (paper) or "block" (authors' code: needs a masker with
+            ``blocks``); "none" = all masked tokens are hidden. See `vimpac_ext.maskers.corrupt`.
+        unmasked_heads: names of the heads that see the original clips.
+
+    Raises:
+        ValueError: if these do not fit together; names the keys of the configuration.
     """
 
     input_kind: ClassVar[str] = "tokens"
@@ -33,14 +46,23 @@ class PretrainTask(nn.Module):
         backbone: nn.Module,
         heads: Mapping[str, nn.Module],
         losses: Mapping[str, nn.Module],
-        masker: Callable[[Tensor, torch.Generator | None], Tensor],
         vocab_size: int,
+        masker: Masker | None = None,
+        noise: Noise = "none",
+        unmasked_heads: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        _check_noise(noise, masker)
+        for name in unmasked_heads:
+            if name not in heads:
+                there = ", ".join(heads) or "nothing"
+                raise ValueError(f"TASK.unmasked_heads: HEADS has no {name!r}, only {there}")
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.losses = nn.ModuleDict(losses)
         self.masker = masker
+        self.noise = noise
+        self.unmasked_heads = tuple(heads if masker is None else unmasked_heads)
         self.special = SpecialTokens(vocab_size)
 
     def training_step(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
@@ -48,17 +70,47 @@ class PretrainTask(nn.Module):
 
         Args:
             batch: "clips" int64 (B, 2, T, H, W).
-            generator: source of the mask.
+            generator: source of the mask and the noise.
 
         Returns:
             "loss", one "<name>_loss" for each loss and, with a token head, "mask_accuracy".
+
+        Raises:
+            ValueError: if a head or a loss reads what nothing gives, such as token logits without
+                a token head.
         """
         # [clip 1 of all videos; clip 2 of all videos], the order that InfoNCE expects.
         tokens = batch["clips"].transpose(0, 1).flatten(0, 1)
-        masked, mask = corrupt(tokens, self.masker(tokens, generator), self.special)
-        targets = {"token_targets": tokens[mask]}
-        outputs = apply_heads(self.heads, {**self.backbone(masked), "mask": mask})
+        outputs: dict[str, Any] = {}
+        targets: dict[str, Tensor] = {}
+        unmasked = {name: self.heads[name] for name in self.unmasked_heads}
+        masked = {name: head for name, head in self.heads.items() if name not in unmasked}
+        if unmasked:
+            outputs |= apply_heads(unmasked, self.backbone(tokens))
+        if masked:  # last: "cls" and "features" without a head are those of this pass
+            hidden, mask = self._hide(tokens, generator)
+            targets["token_targets"] = tokens[mask]
+            outputs |= apply_heads(masked, {**self.backbone(hidden), "mask": mask})
         scalars = weighted_losses(self.losses, outputs, targets)
         if "token_logits" in outputs:
             scalars["mask_accuracy"] = masked_token_accuracy(outputs, targets)
         return scalars
+
+    def _hide(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        draw: Any = self.masker
+        if self.noise == "block":
+            draw = draw.blocks
+        return corrupt(tokens, draw(tokens, generator), self.special, self.noise, generator)
+
+
+def _check_noise(noise: Noise, masker: Masker | None) -> None:
+    choices = get_args(Noise)
+    if noise not in choices:
+        raise ValueError(f"TASK.noise={noise!r} is not one of {', '.join(choices)}")
+    if noise != "none" and masker is None:
+        raise ValueError(f"TASK.noise={noise!r} needs a MASKER.NAME: nothing is masked")
+    if noise == "block" and not hasattr(masker, "blocks"):
+        raise ValueError(
+            f"TASK.noise='block' needs a MASKER that gives its blocks, such as BlockMasker; "
+            f"{type(masker).__name__} has no method blocks (noise='token' works with any)"
+        )

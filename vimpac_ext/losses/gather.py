@@ -1,0 +1,58 @@
+"""Rows of all processes, with the exact gradient."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def sizes_of_processes(size: int, device: torch.device) -> list[int]:
+    """The ``size`` that each process gives, in rank order; one entry without a process group.
+
+    With several processes on GPUs this waits for the GPU.
+
+    Args:
+        size: what this process gives.
+        device: one that the process group can communicate from.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [size]
+    own = torch.tensor([size], device=device)
+    sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, own)
+    return torch.cat(sizes).tolist()
+
+
+def gather(rows: Tensor) -> Tensor:
+    """The tensors of all processes, stacked in rank order.
+
+    Its gradient is that of the sum of all processes' losses, which is what every process needs
+    when DistributedDataParallel averages the parameters' gradients afterwards.
+
+    Args:
+        rows: any shape, but the same shape and dtype in every process (other shapes would hang or
+            give garbage).
+
+    Returns:
+        (processes, *shape of rows).
+    """
+    gathered: Tensor = _AllGather.apply(rows)
+    return gathered
+
+
+class _AllGather(torch.autograd.Function):
+    """all_gather whose backward sums the gradients that all processes have for a rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Not reduce_scatter, which not every gloo has; the rows are few.
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
