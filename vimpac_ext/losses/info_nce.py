@@ -88,16 +88,22 @@ class InfoNCELoss(nn.Module):
         other_group = (own // group_size)[:, None] != videos // group_size  # (n, N)
         itself = own[:, None] == videos
         excluded = torch.cat([other_group, other_group | itself], dim=1)  # (n, 2N)
-
-        def one_direction(anchors: Tensor, positives: Tensor, same_view: Tensor) -> Tensor:
-            """Mean over anchors of -log p(its positive | anchor)."""
-            similarities = anchors @ torch.cat([positives, same_view]).T / self.temperature
-            return F.cross_entropy(similarities.masked_fill(excluded, -torch.inf), own)
-
-        return self.temperature * (
-            one_direction(first, all_second, all_first)
-            + one_direction(second, all_first, all_second)
-        )
+        # Products in the order of the authors' code: autograd then rounds the gradient as it does.
+        same_view = [
+            anchors @ candidates.T / self.temperature
+            for anchors, candidates in ((first, all_first), (second, all_second))
+        ]  # (n, N) each
+        other_view = [
+            anchors @ candidates.T / self.temperature
+            for anchors, candidates in ((first, all_second), (second, all_first))
+        ]
+        losses = []
+        for positives, negatives in zip(other_view, same_view, strict=True):
+            similarities = torch.cat([positives, negatives], dim=1).masked_fill(
+                excluded, -torch.inf
+            )
+            losses.append(F.cross_entropy(similarities, own))  # mean of -log p(positive | anchor)
+        return self.temperature * (losses[0] + losses[1])
 
     def _group_size(self, sizes: list[int]) -> int:
         """Videos in a group, checked against how many each process has."""
