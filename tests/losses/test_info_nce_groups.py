@@ -75,49 +75,58 @@ def test_no_clips_have_no_loss():
         InfoNCELoss()({"projection": torch.randn(0, 3)}, {})
 
 
-# --- several processes ---------------------------------------------------------------------
+# --- several processes: each number of processes is started once, for all cases ----------------
+
+NUM_VIDEOS, WIDTH = 12, 6
+# None = all; within a process (6 or 4 videos), all of one, across (the middle process of three is
+# then in both groups), all videos
+GROUP_SIZES = {2: (None, 3, 6, 12), 3: (None, 2, 4, 6, 12)}
 
 
-def spawn(worker, num_processes, tmp_path, *arguments):
-    """Runs ``worker(rank, *arguments)`` in processes of one group; returns what each gave."""
-    arguments = (num_processes, str(tmp_path), worker, arguments)
-    mp.start_processes(_process, arguments, num_processes, start_method="fork")
-    return [torch.load(tmp_path / f"result{rank}.pt") for rank in range(num_processes)]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Number of processes -> what each rank's `cases` gave."""
+    # Not forks of this process, whose autograd may have started threads.
+    mp.get_context("forkserver").set_forkserver_preload(["vimpac_ext.losses"])  # once, not 5 times
+    given = {}
+    for world in (2, 3):
+        folder = tmp_path_factory.mktemp(f"world{world}")
+        mp.start_processes(process, (world, str(folder)), world, start_method="forkserver")
+        given[world] = [torch.load(folder / f"result{rank}.pt") for rank in range(world)]
+    return given
 
 
-def _process(rank, num_processes, folder, worker, arguments):
+def process(rank, world, folder):
+    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/init",
         rank=rank,
-        world_size=num_processes,
-        timeout=timedelta(seconds=60),
+        world_size=world,
+        timeout=timedelta(seconds=120),
     )
     try:
-        torch.save(worker(rank, *arguments), f"{folder}/result{rank}.pt")
+        torch.save(cases(rank, world), f"{folder}/result{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def fixture_worker(rank, world):
+def cases(rank, world):
+    return {
+        "fixture": fixture_case(rank, world),
+        "average": {size: average_case(rank, world, size) for size in GROUP_SIZES[world]},
+        "uneven": {size: message((4, 2, 4)[rank], size) for size in (None, 2)},
+        "indivisible": message(4, 3 if world == 2 else 5),
+        "collectives": collectives_case(),
+    }
+
+
+def fixture_case(rank, world):
     data = np.load(FIXTURES / "nce_distributed.npz")
     hidden = torch.tensor(data[f"world{world}/rank{rank}/hidden"], requires_grad=True)
     loss = InfoNCELoss()({"projection": hidden}, {})
     loss.backward()
     return {"loss": loss.detach(), "gradient": hidden.grad}
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_processes_equal_the_original_in_value_and_gradient(world, tmp_path):
-    data = np.load(FIXTURES / "nce_distributed.npz")
-    for rank, result in enumerate(spawn(fixture_worker, world, tmp_path, world)):
-        expected = torch.tensor(data[f"world{world}/rank{rank}/loss"])
-        gradient = torch.tensor(data[f"world{world}/rank{rank}/grad"])
-        torch.testing.assert_close(result["loss"], expected, atol=6e-8, rtol=1e-7)
-        torch.testing.assert_close(result["gradient"], gradient, atol=6e-8, rtol=0)
-
-
-NUM_VIDEOS, WIDTH = 12, 6
 
 
 def model_and_clips():
@@ -126,7 +135,7 @@ def model_and_clips():
     return model, torch.randn(2, NUM_VIDEOS, WIDTH, dtype=torch.float64)
 
 
-def ddp_worker(rank, world, group_size):
+def average_case(rank, world, group_size):
     model, clips = model_and_clips()
     wrapped = nn.parallel.DistributedDataParallel(model)
     own = NUM_VIDEOS // world
@@ -136,63 +145,67 @@ def ddp_worker(rank, world, group_size):
     return {"loss": loss.detach(), "gradients": [p.grad for p in model.parameters()]}
 
 
-@pytest.mark.parametrize(
-    ("world", "group_size"),
-    [
-        (2, None),
-        (3, None),
-        (2, 3),  # within a process, which holds 6
-        (3, 4),  # all of a process
-        (3, 6),  # across: the middle process is in both groups
-        (2, 12),  # all videos
-    ],
-)
-def test_the_averaged_gradient_is_that_of_one_process(world, group_size, tmp_path):
-    model, clips = model_and_clips()
-    expected = slow_grouped_loss(model(clips.flatten(0, 1)), group_size or NUM_VIDEOS, 0.2)
-    expected.backward()
-    results = spawn(ddp_worker, world, tmp_path, world, group_size)
-    mean = torch.stack([result["loss"] for result in results]).mean()
-    torch.testing.assert_close(mean, expected.detach(), atol=1e-12, rtol=0)
-    for result in results:
-        for gradient, parameter in zip(result["gradients"], model.parameters(), strict=True):
-            torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=0)
-
-
-def message_worker(rank, sizes, group_size):
+def message(num_videos, group_size):
     try:
-        InfoNCELoss(group_size=group_size)({"projection": torch.randn(2 * sizes[rank], 3)}, {})
+        InfoNCELoss(group_size=group_size)({"projection": torch.randn(2 * num_videos, 3)}, {})
     except ValueError as error:
         return str(error)
     return "no error"
 
 
-@pytest.mark.parametrize("group_size", [None, 2])
-def test_every_process_is_told_of_different_batches(group_size, tmp_path):
-    for message in spawn(message_worker, 2, tmp_path, (4, 2), group_size):
-        assert "the same number of videos, found [4, 2]" in message
-
-
-def test_every_process_is_told_of_groups_that_do_not_divide(tmp_path):
-    for message in spawn(message_worker, 2, tmp_path, (4, 4), 3):
-        assert "2 processes of 4 videos, 8 in all, cannot be divided" in message
-        assert "group_size=3" in message
-
-
-def local_worker(rank):
-    collectives = []
-    gather = dist.all_gather
-
-    def counted(parts, own):
-        collectives.append(own.numel())
-        gather(parts, own)
-
-    dist.all_gather = counted
+def collectives_case():
+    """Numbers that each all_gather of a step sends, with groups within a process and across."""
+    sent, gather = [], dist.all_gather
+    dist.all_gather = lambda parts, own: (sent.append(own.numel()), gather(parts, own))
     for group_size in (2, None):
         InfoNCELoss(group_size=group_size)({"projection": torch.randn(8, 3)}, {})
-    return collectives
+    dist.all_gather = gather
+    return sent
 
 
-def test_groups_within_a_process_are_not_gathered(tmp_path):
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_equal_the_original_in_value_and_gradient(world, results):
+    data = np.load(FIXTURES / "nce_distributed.npz")
+    for rank, result in enumerate(results[world]):
+        expected = torch.tensor(data[f"world{world}/rank{rank}/loss"])
+        gradient = torch.tensor(data[f"world{world}/rank{rank}/grad"])
+        given = result["fixture"]
+        torch.testing.assert_close(given["loss"], expected, atol=6e-8, rtol=1e-7)
+        torch.testing.assert_close(given["gradient"], gradient, atol=6e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("world", "group_size"), [(world, size) for world in (2, 3) for size in GROUP_SIZES[world]]
+)
+def test_the_averaged_gradient_is_that_of_one_process(world, group_size, results):
+    model, clips = model_and_clips()
+    expected = slow_grouped_loss(model(clips.flatten(0, 1)), group_size or NUM_VIDEOS, 0.2)
+    expected.backward()
+    given = [result["average"][group_size] for result in results[world]]
+    mean = torch.stack([rank["loss"] for rank in given]).mean()
+    torch.testing.assert_close(mean, expected.detach(), atol=1e-12, rtol=0)
+    for rank in given:
+        for gradient, parameter in zip(rank["gradients"], model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("world", "sizes"), [(2, "[4, 2]"), (3, "[4, 2, 4]")])
+@pytest.mark.parametrize("group_size", [None, 2])
+def test_every_process_is_told_of_different_batches(world, sizes, group_size, results):
+    for result in results[world]:
+        assert f"the same number of videos, found {sizes}" in result["uneven"][group_size]
+
+
+@pytest.mark.parametrize(("world", "everything", "group_size"), [(2, 8, 3), (3, 12, 5)])
+def test_every_process_is_told_of_groups_that_do_not_divide(world, everything, group_size, results):
+    for result in results[world]:
+        held = f"{world} processes of 4 videos, {everything} in all, cannot be divided"
+        assert held in result["indivisible"]
+        assert f"group_size={group_size}" in result["indivisible"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_groups_within_a_process_are_not_gathered(world, results):
     # The number of videos is exchanged in both cases, 8 projections of 3 in the second only.
-    assert spawn(local_worker, 2, tmp_path) == [[1, 1, 24], [1, 1, 24]]
+    for result in results[world]:
+        assert result["collectives"] == [1, 1, 24]
