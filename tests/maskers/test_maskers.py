@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -249,7 +250,9 @@ def test_padding_in_a_tube_stays():
     assert (masked[1, 2:] == DALLE.pad).all()
 
 
-@pytest.mark.parametrize("masker", [UniformMasker, TubeMasker, BlockMasker])
+@pytest.mark.parametrize(
+    "masker", [UniformMasker, TubeMasker, partial(BlockMasker, grid=(5, 16, 16))]
+)
 @pytest.mark.parametrize("ratio", [0.0, 1.0, 15])
 def test_a_ratio_must_be_a_probability(masker, ratio):
     with pytest.raises(ValueError, match=f"ratio={ratio} must be between 0 and 1"):
@@ -273,3 +276,8 @@ def test_arguments_that_make_no_blocks(arguments, message):
 def test_there_is_no_ratio_of_nothing(grid, num_blocks):
     with pytest.raises(ValueError, match="must be at least 1"):
         induced_mask_ratio(grid, num_blocks)
+
+
+def test_no_number_of_blocks_fits_an_empty_grid():
+    with pytest.raises(ValueError, match=r"grid=\(5, 0, 4\) must be at least 1"):
+        num_blocks_for_ratio((5, 0, 4), 0.15)

@@ -52,7 +52,7 @@ DEFAULTS: dict[str, Any] = {
         "DATASET": {"NAME": "", "split": "train"},
         "TOKEN_STORE": "",  # folder written by tools/extract_tokens.py
         "BATCH_SIZE": 64,  # videos per parameter update
-        "MICRO_BATCH_SIZE": 0,  # videos per forward pass, and contrast group; 0 = BATCH_SIZE
+        "MICRO_BATCH_SIZE": 0,  # videos per forward pass (= contrast group); 0 = BATCH_SIZE
         "EVAL_PERIOD": 0,  # test every n epochs while training; 0 = never
         "CHECKPOINT_PERIOD": 10,  # save every n epochs (and after the last)
         "AUTO_RESUME": True,  # continue from the newest checkpoint in OUTPUT_DIR

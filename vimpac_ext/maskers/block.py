@@ -87,8 +87,6 @@ class BlockMasker:
 
 
 def _num_blocks(ratio: float, grid: tuple[int, int, int] | None) -> int:
-    if not 0 < ratio < 1:
-        raise ValueError(f"ratio={ratio} must be between 0 and 1")
     if grid is None:
         raise ValueError(f"BlockMasker needs the grid to find the number of blocks for {ratio=}")
     num_blocks = num_blocks_for_ratio(grid, ratio)

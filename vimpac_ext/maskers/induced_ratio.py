@@ -31,10 +31,8 @@ def induced_mask_ratio(grid: tuple[int, int, int], num_blocks: int) -> float:
     Raises:
         ValueError: if a size of the grid or the number of blocks is below 1.
     """
-    if min(grid) < 1 or num_blocks < 1:
-        raise ValueError(
-            f"grid={tuple(grid)} and num_blocks={num_blocks} must be at least 1 in all numbers"
-        )
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks={num_blocks} must be at least 1")
     return _expected_share(_cover_probability(grid), num_blocks)
 
 
@@ -43,8 +41,13 @@ def num_blocks_for_ratio(grid: tuple[int, int, int], ratio: float) -> int:
 
     Args:
         grid: frames, height and width in tokens.
-        ratio: wanted share of hidden tokens, between 0 and 1.
+        ratio: wanted share of hidden tokens.
+
+    Raises:
+        ValueError: if a size of the grid is below 1 or `ratio` is not between 0 and 1.
     """
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio={ratio} must be between 0 and 1")
     covered = _cover_probability(grid)
     below = 0.0
     for num_blocks in itertools.count(1):  # ends: every position can be covered
@@ -63,6 +66,8 @@ def _expected_share(covered: Tensor, num_blocks: int) -> float:
 
 def _cover_probability(grid: tuple[int, int, int]) -> Tensor:
     """P(one block covers a position), float64 (T, H, W)."""
+    if min(grid) < 1:
+        raise ValueError(f"all sizes of grid={tuple(grid)} must be at least 1")
     frames, rows, columns = (
         _axis_probability(size, longest)
         for size, longest in zip(grid, longest_block(grid), strict=True)

@@ -1,7 +1,7 @@
 """VIMPAC pre-training: predict masked tokens and contrast two clips of a video (Section 3)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class PretrainTask(nn.Module):
         losses: Mapping[str, nn.Module],
         vocab_size: int,
         masker: Masker | None = None,
-        noise: Noise = "none",
+        noise: Literal["none", "token", "block"] = "none",
         unmasked_heads: Sequence[str] = (),
     ) -> None:
         super().__init__()
