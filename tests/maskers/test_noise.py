@@ -185,6 +185,12 @@ def test_blocks_are_those_of_the_mask():
     assert torch.equal(blocks.any(1), BlockMasker(3)(tokens, torch.Generator().manual_seed(6)))
 
 
+def test_an_unknown_noise_is_refused():
+    tokens = torch.zeros(2, 3, 4, 4, dtype=torch.int64)
+    with pytest.raises(ValueError, match="noise='tokens' is not one of none, token, block"):
+        corrupt(tokens, tokens == 0, DALLE, "tokens")
+
+
 @pytest.mark.parametrize(
     ("shape", "noise", "wanted"),
     [

@@ -198,6 +198,17 @@ def test_contrast_alone_of_original_clips(project, batch, how):
     assert scalars["loss"].item() == close(contrast_loss_by_hand(task, originals(batch)))
 
 
+@pytest.mark.parametrize("how", [[], NO_MASKER])
+def test_a_loss_may_read_the_backbone_itself(project, batch, how):
+    no_heads = ["HEADS.token", "null", "HEADS.contrast", "null", "LOSSES.token", "null"]
+    task = built(project, *no_heads, *how)
+    task.losses["contrast"].forward = lambda outputs, targets: outputs["cls"].sum()
+    scalars, shown = step(task, batch)
+    assert len(shown) == 1
+    assert torch.equal(shown[0], originals(batch) if how else masked(task, batch)[0])
+    assert scalars["loss"].item() == close(task.backbone(shown[0])["cls"].sum().item())
+
+
 def test_groups_of_videos_by_config(project, batch):
     task = built(project, *ONLY_CONTRAST, *NO_MASKER, "LOSSES.contrast.group_size", "3")
     scalars, shown = step(task, batch)
@@ -278,7 +289,7 @@ def test_what_does_not_fit_together_is_not_built(project, overrides, parts):
     [
         (
             ["HEADS.token", "null"],
-            ["LOSSES.token (MaskedTokenLoss) reads 'token_logits'", "HEADS", "projection"],
+            ["LOSSES.token (MaskedTokenLoss) reads 'token_logits'", "Add a head", "projection"],
         ),
         (
             ["HEADS.contrast", "null"],

@@ -1,6 +1,6 @@
 """From a mask to the corrupted clip that the model sees."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -41,8 +41,10 @@ def corrupt(
         are ``tokens[mask]`` with that mask.
 
     Raises:
-        ValueError: if the mask's shape does not suit the clips and the noise.
+        ValueError: for another noise, or if the mask's shape does not suit clips and noise.
     """
+    if noise not in get_args(Noise):
+        raise ValueError(f"noise={noise!r} is not one of {', '.join(get_args(Noise))}")
     blocks = mask if noise == "block" else mask[:, None]
     if blocks.dim() != 5 or blocks.shape[0] != len(tokens) or blocks.shape[2:] != tokens.shape[1:]:
         wanted = "(B, blocks, T, H, W)" if noise == "block" else "(B, T, H, W)"

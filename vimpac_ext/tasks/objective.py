@@ -49,13 +49,14 @@ def weighted_losses(
 
 
 def _explain_missing(error: KeyError, reader: str, given: Mapping[str, Any]) -> None:
-    """Explains a `KeyError` that comes of an output which nothing gives."""
+    """Raises an explanation if the `KeyError` comes of an output that nothing gives."""
     key = error.args[0]
-    if key in given:  # some other dictionary, within the component
+    if key in given:  # it comes from some other dictionary, within the component
         return
-    fix = f"Add the entry of HEADS that gives {key!r}, or remove {reader.split()[0]}"
+    fix = f"Add a head that gives it, or remove {reader.split()[0]}"
     if key == "mask":
         fix = "Set MASKER.NAME, and leave the head out of TASK.unmasked_heads"
     raise ValueError(
-        f"{reader} reads {key!r}, which nothing gives; there are {', '.join(sorted(given))}. {fix}"
+        f"{reader} reads {key!r}, which nothing gives (there are: "
+        f"{', '.join(sorted(given)) or 'none'}). {fix}"
     ) from error
