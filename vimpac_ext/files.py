@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and naming content by its hash."""
+"""Files: writing them whole, naming content by its hash, fetching them."""
 
 import hashlib
 import os
@@ -79,3 +79,31 @@ def _digest(part: bytes | str | Path) -> bytes:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.digest()
+
+
+def local_path(source: str, official_url: str = "") -> Path:
+    """Path of a file that is there; downloads a URL into iopath's cache once.
+
+    Args:
+        source: path or URL.
+        official_url: where the file can be had, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file, or it cannot be downloaded.
+    """
+    # Imported here: only few readers of this module need it.
+    from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
+
+    path_manager = PathManager()
+    path_manager.register_handler(HTTPURLHandler())
+    try:
+        path = Path(path_manager.get_local_path(source))
+    except OSError as error:  # no network, no such page, no space
+        raise FileNotFoundError(
+            f"cannot download {source} ({error}). Download it on a machine with a network, "
+            f"`curl -LO {source}`, and give its path; downloads are kept under {get_cache_dir()}"
+        ) from error
+    if not path.is_file():
+        hint = f". It is at {official_url}: `curl -LO {official_url}`, or give the URL as the path"
+        raise FileNotFoundError(f"no file at {path.absolute()}{hint if official_url else ''}")
+    return path

@@ -61,8 +61,10 @@ BACKBONES = _registry(
 
     Attributes: ``input_kind`` ("tokens" or "pixels") and ``embed_dim: int``.
     ``forward(clip) -> {"cls": (B, D), "features": (B, t, h, w, D)}``; "features" may be absent.
-    A token backbone takes int64 (B, T, H, W) and exposes ``token_embedding: nn.Embedding``.
-    Runtime arguments on request: ``grid: tuple[int, int, int]``, ``vocab_size: int``.
+    A token backbone takes int64 (B, T, H, W) and exposes ``token_embedding: nn.Embedding``; a pixel
+    backbone takes float (B, 3, T, H, W) in [0, 1] and normalises itself (base: `PixelBackbone`).
+    Runtime arguments on request: ``grid: tuple[int, int, int]`` (frames, height and width in
+    tokens), ``clip_size: tuple[int, int, int]`` (in frames and pixels), ``vocab_size: int``.
     """,
 )
 
@@ -72,7 +74,7 @@ HEADS = _registry(
 
     ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features" and "mask", returns
     its own new keys (documented in its docstring). Runtime arguments on request: ``embed_dim``,
-    ``vocab_size``, ``num_classes``, ``token_embedding``.
+    ``vocab_size``, ``num_classes``, ``token_embedding``, ``classifier`` (the backbone's own).
     """,
 )
 

@@ -28,8 +28,8 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "DATASETS": ("root",),
     "TOKENIZERS": ("vocab_size",),
     "MASKERS": ("grid", "vocab_size"),
-    "BACKBONES": ("grid", "vocab_size"),
-    "HEADS": ("embed_dim", "vocab_size", "num_classes", "token_embedding"),
+    "BACKBONES": ("grid", "clip_size", "vocab_size"),
+    "HEADS": ("embed_dim", "vocab_size", "num_classes", "token_embedding", "classifier"),
     "LOSSES": (),
     "TASKS": ("backbone", "heads", "losses", "masker", "tokenizer", "vocab_size", "num_classes"),
 }
@@ -73,8 +73,14 @@ def build_task(cfg: CfgNode) -> Any:
     common = {"vocab_size": cfg.DATA.VOCAB_SIZE, "num_classes": cfg.MODEL.NUM_CLASSES}
     parts: dict[str, Any] = dict(common)
     if wants(TASKS, cfg.TASK, "backbone"):
+        side = cfg.DATA.TRAIN_CROP_SIZE
         parts["backbone"] = build(
-            BACKBONES, cfg.BACKBONE, "BACKBONE", grid=grid, vocab_size=cfg.DATA.VOCAB_SIZE
+            BACKBONES,
+            cfg.BACKBONE,
+            "BACKBONE",
+            grid=grid,
+            clip_size=(cfg.DATA.NUM_FRAMES, side, side),
+            vocab_size=cfg.DATA.VOCAB_SIZE,
         )
     if wants(TASKS, cfg.TASK, "heads"):
         parts["heads"] = _build_heads(cfg, parts["backbone"], common)
@@ -99,6 +105,7 @@ def _build_heads(
         **common,
         "embed_dim": backbone.embed_dim,
         "token_embedding": getattr(backbone, "token_embedding", None),
+        "classifier": getattr(backbone, "classifier", None),
     }
     heads = {}
     for name, section in cfg.HEADS.items():

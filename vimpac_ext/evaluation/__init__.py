@@ -1,5 +1,6 @@
 """Many views of a video -> one prediction, and the numbers and files that report it."""
 
+from vimpac_ext.evaluation.complexity import multiply_adds, parameter_count
 from vimpac_ext.evaluation.metrics import (
     confusion_matrix,
     label_ranks,
@@ -16,6 +17,8 @@ __all__ = [
     "MultiViewResult",
     "confusion_matrix",
     "label_ranks",
+    "multiply_adds",
+    "parameter_count",
     "per_class_accuracy",
     "topk_accuracy",
     "write_report",

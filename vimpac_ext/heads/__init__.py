@@ -1,7 +1,8 @@
 """Heads: backbone outputs -> predictions (contract: `vimpac_ext.registries.HEADS`)."""
 
+from vimpac_ext.heads.attentive import AttentiveHead
 from vimpac_ext.heads.classification import ClassificationHead
 from vimpac_ext.heads.masked_token import MaskedTokenHead
 from vimpac_ext.heads.projection import ProjectionHead
 
-__all__ = ["ClassificationHead", "MaskedTokenHead", "ProjectionHead"]
+__all__ = ["AttentiveHead", "ClassificationHead", "MaskedTokenHead", "ProjectionHead"]

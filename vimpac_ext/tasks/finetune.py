@@ -1,4 +1,4 @@
-"""Supervised video classification, from scratch or from a pre-trained backbone."""
+"""Supervised video classification, of the whole model or of heads on a frozen backbone."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -18,9 +18,10 @@ class FinetuneTask(nn.Module):
         backbone: clip -> features.
         heads: name -> head; one of them must give "class_logits".
         losses: name -> loss.
+        freeze_backbone: train the heads only, on the features of the backbone in eval mode. With
+            `ClassificationHead` this is a linear probe, with `AttentiveHead` an attentive one.
     """
 
-    input_kind: ClassVar[str] = "tokens"
     clip_mode: ClassVar[str] = "random"
 
     def __init__(
@@ -28,11 +29,28 @@ class FinetuneTask(nn.Module):
         backbone: nn.Module,
         heads: Mapping[str, nn.Module],
         losses: Mapping[str, nn.Module],
+        freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.losses = nn.ModuleDict(losses)
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            backbone.requires_grad_(False)
+            backbone.eval()
+
+    @property
+    def input_kind(self) -> str:
+        """What the backbone reads: "tokens" or "pixels"."""
+        return str(self.backbone.input_kind)
+
+    def train(self, mode: bool = True) -> "FinetuneTask":
+        """Training mode for all but a frozen backbone (no dropout, no new BatchNorm statistics)."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
 
     def training_step(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Losses of one micro-batch.

@@ -2,13 +2,13 @@
 
 import math
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vimpac_ext.files import local_path
 from vimpac_ext.registries import TOKENIZERS
 from vimpac_ext.tokenizers.common import (
     check_frames,
@@ -185,31 +185,10 @@ def _assign(network: nn.Module, tensors: dict[str, Tensor], complaint: str) -> N
 
 
 def _read_weights(source: str, official_url: str) -> dict[str, Tensor]:
-    path = _local_path(source, official_url)
+    path = local_path(source, official_url)
     if path.suffix != ".safetensors":
         return read_tensors(path)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
-
-
-def _local_path(source: str, official_url: str) -> Path:
-    """Path of a file that is there; downloads a URL into iopath's cache once."""
-    from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
-
-    path_manager = PathManager()
-    path_manager.register_handler(HTTPURLHandler())
-    try:
-        path = Path(path_manager.get_local_path(source))
-    except OSError as error:  # no network, no such page, no space
-        raise FileNotFoundError(
-            f"cannot download {source} ({error}). Download it on a machine with a network, "
-            f"`curl -LO {source}`, and give its path; downloads are kept under {get_cache_dir()}"
-        ) from error
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no file at {path.absolute()}. OpenAI's is at {official_url}: `curl -LO "
-            f"{official_url}`, or give the URL in place of the path"
-        )
-    return path

@@ -1,0 +1,189 @@
+"""timm's image models on videos, against plain loops over frames, and published sizes."""
+
+import re
+
+import pytest
+import torch
+
+from vimpac_ext.backbones import TimmFrames, TimmSpaceTime
+from vimpac_ext.evaluation import multiply_adds, parameter_count
+
+SIZE = (3, 32, 32)
+VIT = "vit_tiny_patch16_224"
+
+
+def rich(backbone):
+    """Weights that are nowhere zero, so that every path counts."""
+    torch.manual_seed(0)
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return backbone.eval()
+
+
+def frames_of(backbone, clip):
+    return [backbone.normalized(clip)[:, :, t] for t in range(clip.shape[2])]
+
+
+@pytest.mark.parametrize("model", ["resnet18", VIT])
+def test_mean_of_frames(model):
+    backbone = rich(TimmFrames(SIZE, model))
+    clip = torch.rand(2, 3, *SIZE)
+    with torch.no_grad():
+        vectors = [
+            backbone.model.forward_head(backbone.model.forward_features(frame), pre_logits=True)
+            for frame in frames_of(backbone, clip)
+        ]
+        torch.testing.assert_close(backbone(clip)["cls"], torch.stack(vectors).mean(dim=0))
+
+
+def test_normalises_as_the_image_model_was_trained():
+    imagenet = TimmFrames(SIZE, "resnet18")
+    assert imagenet.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    half = TimmFrames(SIZE, VIT)
+    assert half.std.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
+
+
+def test_only_attention_pooling_sees_the_order_of_frames():
+    clip = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        mean = rich(TimmFrames(SIZE, VIT))
+        torch.testing.assert_close(mean(clip)["cls"], mean(clip.flip(2))["cls"])
+        attention = rich(TimmFrames(SIZE, VIT, pooling="attention", num_heads=4))
+        change = (attention(clip)["cls"] - attention(clip.flip(2))["cls"]).abs().max()
+    assert change > 1e-3
+
+
+def test_pretrained_classifier_of_frames(tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", num_classes=1000).eval()
+    path = tmp_path / "resnet18.pth"
+    torch.save(network.state_dict(), path)
+    backbone = TimmFrames(SIZE, "resnet18", weights=str(path)).eval()
+    clip = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        logits = torch.stack([network(frame) for frame in frames_of(backbone, clip)]).mean(dim=0)
+        ours = torch.nn.functional.linear(backbone(clip)["cls"], **backbone.classifier)
+    torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_position_table_of_another_size_is_resampled(tmp_path):
+    import timm
+
+    network = timm.create_model(VIT, img_size=64)
+    path = tmp_path / "vit.pth"
+    torch.save(network.state_dict(), path)
+    backbone = TimmSpaceTime(SIZE, VIT, weights=str(path))
+    assert backbone.model.pos_embed.shape == (1, 1 + 2 * 2, 192)
+    torch.testing.assert_close(backbone.model.blocks[0].attn.qkv.weight,
+                               network.blocks[0].attn.qkv.weight)  # fmt: skip
+
+
+def attention_of(attn, x):
+    """Plain multi-head attention over (N, D) with a timm attention's weights."""
+    num_heads = attn.num_heads
+    q, k, v = attn.qkv(x).chunk(3, dim=-1)
+    heads = []
+    for qh, kh, vh in zip(*(t.chunk(num_heads, dim=-1) for t in (q, k, v)), strict=True):
+        weights = (qh @ kh.T / qh.shape[-1] ** 0.5).softmax(dim=-1)
+        heads.append(weights @ vh)
+    return attn.proj(torch.cat(heads, dim=-1))
+
+
+def embedded(backbone, clip):
+    """[CLS] (D) and patches (T, N, D) of one clip, with their positions."""
+    network = backbone.model
+    patches = torch.stack([network.patch_embed(f)[0] for f in frames_of(backbone, clip)])
+    patches = patches + network.pos_embed[0, 1:] + backbone.time_position[0]
+    return network.cls_token[0, 0] + network.pos_embed[0, 0], patches
+
+
+def test_divided_attention_equals_loops():
+    backbone = rich(TimmSpaceTime(SIZE, VIT, options={"depth": 2}))
+    clip = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        cls, patches = embedded(backbone, clip)
+        for block, time in zip(backbone.model.blocks, backbone.time_layers, strict=True):
+            for place in range(patches.shape[1]):
+                change = attention_of(time.attn, time.norm(patches[:, place]))
+                patches[:, place] += time.output(change)
+            cls_changes = []
+            for frame in range(patches.shape[0]):
+                x = torch.cat([cls[None], patches[frame]])
+                change = attention_of(block.attn, block.norm1(x))
+                cls_changes.append(change[0])
+                patches[frame] += change[1:]
+            cls = cls + torch.stack(cls_changes).mean(dim=0)
+            cls = cls + block.mlp(block.norm2(cls))
+            patches = patches + block.mlp(block.norm2(patches))
+        outputs = backbone(clip)
+        torch.testing.assert_close(outputs["cls"][0], backbone.model.norm(cls))
+        expected = backbone.model.norm(patches).unflatten(1, (2, 2))
+        torch.testing.assert_close(outputs["features"][0], expected)
+
+
+def test_joint_attention_equals_loops():
+    backbone = rich(TimmSpaceTime(SIZE, VIT, attention="joint", options={"depth": 2}))
+    clip = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        cls, patches = embedded(backbone, clip)
+        x = torch.cat([cls[None], patches.flatten(0, 1)])
+        for block in backbone.model.blocks:
+            x = x + attention_of(block.attn, block.norm1(x))
+            x = x + block.mlp(block.norm2(x))
+        torch.testing.assert_close(backbone(clip)["cls"][0], backbone.model.norm(x)[0])
+
+
+def test_time_attention_starts_switched_off():
+    """A new divided model is the image model on every frame, but for the averaged [CLS]."""
+    torch.manual_seed(0)
+    backbone = TimmSpaceTime((1, 32, 32), VIT).eval()
+    clip = torch.rand(2, 3, 1, 32, 32)
+    with torch.no_grad():
+        frame = backbone.normalized(clip)[:, :, 0]
+        torch.testing.assert_close(backbone(clip)["cls"], backbone.model(frame))
+
+
+def test_activation_checkpointing_changes_no_gradient():
+    backbone = rich(TimmSpaceTime(SIZE, VIT, options={"depth": 2})).train()
+    clip = torch.rand(1, 3, *SIZE)
+    gradients = []
+    for switched_on in (False, True):
+        backbone.activation_checkpointing = switched_on
+        backbone.zero_grad()
+        backbone(clip)["cls"].square().sum().backward()
+        gradients.append(backbone.model.blocks[0].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_timesformer_has_its_published_size():
+    """TimeSformer-B (arXiv 2102.05095, Table 3): 121.4 M parameters with 400 classes."""
+    backbone = TimmSpaceTime((8, 224, 224), "vit_base_patch16_224")
+    assert (parameter_count(backbone) + 400 * 769) / 1e6 == pytest.approx(121.4, abs=0.2)
+
+
+@pytest.mark.slow
+def test_timesformer_has_its_published_cost():
+    """0.59 * 10^12 for 3 views (Table 3): 196 * 10^9 a view."""
+    backbone = TimmSpaceTime((8, 224, 224), "vit_base_patch16_224")
+    cost = multiply_adds(backbone, torch.zeros(1, 3, 8, 224, 224))
+    assert cost / 1e9 == pytest.approx(196.7, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TimmFrames(SIZE, "resnt50"), "timm has no model 'resnt50'"),
+        (lambda: TimmFrames(SIZE, VIT, pooling="max"), "not one of mean, attention"),
+        (lambda: TimmFrames((3, 33, 33), VIT), "cannot be cut into patches of 16 x 16"),
+        (lambda: TimmFrames((3, 32, 48), VIT), "square frames, found 32 x 48"),
+        (lambda: TimmSpaceTime(SIZE, "resnet18"), "'resnet18' is a ResNet"),
+        (lambda: TimmSpaceTime(SIZE, VIT, attention="axial"), "not one of joint, divided"),
+        (lambda: TimmSpaceTime(SIZE, VIT)(torch.rand(1, 3, 4, 32, 32)), "3 frames, found 4"),
+        (lambda: TimmFrames(SIZE, "resnet18")(torch.rand(1, 4, 3, 32, 32)), "(B, 3, T, H, W)"),
+    ],
+)
+def test_bad_input(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()

@@ -1,0 +1,129 @@
+"""Video models of Hugging Face transformers: TimeSformer, ViViT, VideoMAE and V-JEPA 2."""
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from vimpac_ext import compat
+from vimpac_ext.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelBackbone
+from vimpac_ext.registries import BACKBONES
+
+# Model type -> its names for the number of frames and for the side of a frame.
+MODEL_TYPES = {
+    "timesformer": ("num_frames", "image_size"),
+    "vivit": ("num_frames", "image_size"),
+    "videomae": ("num_frames", "image_size"),
+    "vjepa2": ("frames_per_clip", "crop_size"),
+}
+_HAS_CLS = ("timesformer", "vivit")  # the others average over all tokens
+
+
+@BACKBONES.register()
+class HuggingFaceBackbone(PixelBackbone):
+    """A video transformer of the transformers library (the ``hf`` extra).
+
+    Args:
+        clip_size: frames, height and width in pixels.
+        model_type: one of `MODEL_TYPES`.
+        weights: folder written by ``save_pretrained``, or a name on the Hugging Face hub; "" =
+            random weights. Only safetensors files are read.
+        options: of the model's configuration, e.g. {hidden_size: 384}; not with ``weights``.
+        mean: of the channels.
+        std: of the channels.
+
+    Raises:
+        ValueError: an unknown type, another size than the weights are for, or a size that the
+            model cannot take.
+        ImportError: transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        clip_size: Sequence[int],
+        model_type: str,
+        weights: str = "",
+        options: dict[str, Any] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(clip_size, mean, std)
+        if model_type not in MODEL_TYPES:
+            raise ValueError(f"model_type={model_type!r} is not one of {', '.join(MODEL_TYPES)}")
+        if importlib.util.find_spec("transformers") is None:
+            raise ImportError(
+                "HuggingFaceBackbone needs transformers: pip install 'vimpac_ext[hf]'"
+            )
+        if weights and options:
+            raise ValueError("options come with the weights: give weights or options, not both")
+        compat.install()
+        from transformers import AutoConfig, AutoModel
+
+        self.model_type = model_type
+        frames_key, side_key = MODEL_TYPES[model_type]
+        frames, height, width = self.clip_size
+        if height != width:
+            raise ValueError(f"{model_type} takes square frames, found {height} x {width}")
+        if weights:
+            config = AutoConfig.from_pretrained(weights)
+            if config.model_type != model_type:
+                raise ValueError(f"{weights} is a {config.model_type}, not a {model_type}")
+            found = (getattr(config, frames_key), getattr(config, side_key))
+            if found != (frames, height):
+                raise ValueError(
+                    f"{weights} is for clips of {found[0]} frames of {found[1]} pixels: set "
+                    f"DATA.NUM_FRAMES and the crop sizes to these (found {frames} and {height})"
+                )
+            model = AutoModel.from_pretrained(weights, use_safetensors=True)
+        else:
+            sizes = {frames_key: frames, side_key: height}
+            config = AutoConfig.for_model(model_type, **{**(options or {}), **sizes})
+            model = AutoModel.from_config(config)
+        # Parts that a representation does not need would be parameters without a gradient.
+        if model_type == "vivit":
+            model.pooler = None
+        self.model = model.encoder if model_type == "vjepa2" else model
+        tubelet = getattr(config, "tubelet_size", 1)
+        if not isinstance(tubelet, (list, tuple)):  # only ViViT's has all three sides
+            tubelet = (tubelet, config.patch_size, config.patch_size)
+        self.patch = tuple(tubelet)  # frames, height and width of a token
+        self._require_whole_patches()
+        self.embed_dim = config.hidden_size
+        self.require_fit("Set DATA.NUM_FRAMES and the crop sizes to what the model takes")
+
+    def forward(self, clip: Tensor) -> dict[str, Tensor]:
+        """Encodes clips.
+
+        Args:
+            clip: float (B, 3, T, H, W) in [0, 1].
+
+        Returns:
+            "cls" (B, D), the [CLS] token or the mean of all tokens, and "features"
+            (B, t, h, w, D).
+        """
+        frames = self.normalized(clip).transpose(1, 2)  # (B, T, 3, H, W)
+        name = "pixel_values_videos" if self.model_type == "vjepa2" else "pixel_values"
+        x = self.model(**{name: frames}).last_hidden_state
+        has_cls = self.model_type in _HAS_CLS
+        tokens = x[:, 1:] if has_cls else x
+        return {"cls": x[:, 0] if has_cls else x.mean(dim=1), "features": self._grid(tokens)}
+
+    def _grid(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, t, h, w, D)."""
+        depth, height, width = (
+            size // part for size, part in zip(self.clip_size, self.patch, strict=True)
+        )
+        if self.model_type == "timesformer":  # its tokens run over time fastest
+            return tokens.unflatten(1, (height, width, depth)).permute(0, 3, 1, 2, 4)
+        return tokens.unflatten(1, (depth, height, width))
+
+    def _require_whole_patches(self) -> None:
+        if any(size % part for size, part in zip(self.clip_size, self.patch, strict=True)):
+            shape = " x ".join(map(str, self.clip_size))
+            patch = " x ".join(map(str, self.patch))
+            raise ValueError(
+                f"a {self.model_type} cuts clips into patches of {patch} (frames x height x "
+                f"width), which do not fit {shape}: set DATA.NUM_FRAMES and the crop sizes to "
+                "multiples"
+            )

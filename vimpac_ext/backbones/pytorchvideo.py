@@ -1,0 +1,156 @@
+"""The models of pytorchvideo's hub: C2D, I3D, Slow, SlowFast, X3D, R(2+1)D, CSN and MViT."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vimpac_ext import compat
+from vimpac_ext.backbones.pixels import (
+    KINETICS_MEAN,
+    KINETICS_STD,
+    PixelBackbone,
+    classifier_of,
+    detach_classifier,
+    load_weights,
+    read_state,
+)
+from vimpac_ext.registries import BACKBONES
+
+# Model -> module of the hub. The detection models and those for mobile devices are left out.
+MODELS = {
+    "c2d_r50": "resnet",
+    "i3d_r50": "resnet",
+    "slow_r50": "resnet",
+    "slowfast_r50": "slowfast",
+    "slowfast_r101": "slowfast",
+    "slowfast_16x8_r101_50_50": "slowfast",
+    "x3d_xs": "x3d",
+    "x3d_s": "x3d",
+    "x3d_m": "x3d",
+    "x3d_l": "x3d",
+    "r2plus1d_r50": "r2plus1d",
+    "csn_r101": "csn",
+    "mvit_base_16x4": "vision_transformers",
+    "mvit_base_32x3": "vision_transformers",
+}
+FAST_PER_SLOW_FRAMES = 4  # alpha of the SlowFast models
+
+
+@BACKBONES.register()
+class PytorchVideoBackbone(PixelBackbone):
+    """A model of pytorchvideo's hub without its classifier.
+
+    Args:
+        clip_size: frames, height and width in pixels. MViT is built for this size (its position
+            tables too); the others take larger crops as well. SlowFast takes the frames of its
+            fast pathway and makes the slow one itself.
+        model: one of `MODELS`.
+        weights: file or URL of a state dict of the whole model, its classifier included. The files
+            of pytorchvideo's model zoo fit.
+        pretrained: take the weights of pytorchvideo's model zoo (Kinetics-400), downloaded once.
+        global_pool: average over all positions before the classifier, whatever their number. The
+            hub's own pooling slides a window of the model's standard size, so that a larger crop
+            gives several vectors, which are averaged (the hub's X3D and R(2+1)D average their
+            probabilities instead); it cannot take smaller clips.
+        options: further keyword arguments of the hub's function, such as {model_depth: 50}.
+        mean: of the channels.
+        std: of the channels.
+
+    Raises:
+        ValueError: an unknown model, weights that do not fit, or a clip that it cannot take.
+    """
+
+    def __init__(
+        self,
+        clip_size: Sequence[int],
+        model: str,
+        weights: str = "",
+        pretrained: bool = False,
+        global_pool: bool = False,
+        options: dict[str, Any] | None = None,
+        mean: Sequence[float] = KINETICS_MEAN,
+        std: Sequence[float] = KINETICS_STD,
+    ) -> None:
+        super().__init__(clip_size, mean, std)
+        if model not in MODELS:
+            raise ValueError(f"model {model!r} is unknown; choose from {', '.join(MODELS)}")
+        compat.install()
+        hub = importlib.import_module(f"pytorchvideo.models.hub.{MODELS[model]}")
+        arguments = dict(options or {})
+        if model.startswith("mvit"):
+            frames, *sides = self.clip_size
+            arguments |= {"spatial_size": tuple(sides), "temporal_size": frames}
+        self.model = getattr(hub, model)(pretrained=False, **arguments)
+        self.name = model
+        if pretrained and not weights:
+            weights = hub.checkpoint_paths[model]
+        if weights:
+            load_weights(self.model, read_state(weights), weights)
+        head = self._head()
+        linear = detach_classifier(head, "proj")
+        head.activation = None  # a softmax (X3D, R(2+1)D) belongs behind the classifier
+        self.embed_dim = linear.in_features
+        if weights:
+            self.classifier = classifier_of(linear)
+        if global_pool:
+            self._pool_globally(head)
+        self.require_fit(
+            "Set DATA.NUM_FRAMES and the crop sizes as the model's paper does, or "
+            "BACKBONE.global_pool True for smaller clips"
+        )
+
+    def forward(self, clip: Tensor) -> dict[str, Tensor]:
+        """Encodes clips.
+
+        Args:
+            clip: float (B, 3, T, H, W) in [0, 1].
+
+        Returns:
+            "cls" (B, D), and where the model has one feature map of width D (all but SlowFast and
+            X3D) "features" (B, t, h, w, D).
+        """
+        frames = self.normalized(clip)
+        if self.name.startswith("mvit"):
+            return self._forward_transformer(frames)
+        if self.name.startswith("slowfast"):
+            return {"cls": self.model(self._pathways(frames))}
+        if self.name.startswith("x3d"):
+            return {"cls": self.model(frames)}
+        *stages, head = self.model.blocks
+        for stage in stages:
+            frames = stage(frames)
+        return {"cls": head(frames), "features": frames.movedim(1, -1)}
+
+    def _forward_transformer(self, frames: Tensor) -> dict[str, Tensor]:
+        model = self.model
+        x = model.cls_positional_encoding(model.patch_embed(frames))
+        for part in (model.pos_drop, model.norm_patch_embed):
+            x = x if part is None else part(x)
+        shape = model.cls_positional_encoding.patch_embed_shape
+        for block in model.blocks:
+            x, shape = block(x, shape)
+        if model.norm_embed is not None:
+            x = model.norm_embed(x)
+        return {"cls": model.head(x), "features": x[:, 1:].unflatten(1, tuple(shape))}
+
+    def _pathways(self, frames: Tensor) -> list[Tensor]:
+        """Slow and fast frames; which ones are slow is PySlowFast's rule."""
+        num_frames = frames.shape[2]
+        chosen = torch.linspace(0, num_frames - 1, num_frames // FAST_PER_SLOW_FRAMES).long()
+        return [frames[:, :, chosen.to(frames.device)], frames]
+
+    def _head(self) -> Any:
+        return self.model.head if self.name.startswith("mvit") else self.model.blocks[-1]
+
+    def _pool_globally(self, head: Any) -> None:
+        if self.name.startswith("slowfast"):
+            pools = self.model.blocks[-2].pool
+            for index in range(len(pools)):
+                pools[index] = nn.AdaptiveAvgPool3d(1)
+        elif self.name.startswith("x3d"):
+            head.pool.pool = nn.AdaptiveAvgPool3d(1)
+        elif not self.name.startswith("mvit"):
+            head.pool = nn.AdaptiveAvgPool3d(1)

@@ -1,0 +1,151 @@
+"""timm's vision transformers over space and time."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vimpac_ext.backbones.pixels import PixelBackbone
+from vimpac_ext.backbones.timm.image_model import (
+    channel_statistics,
+    create_image_model,
+    square_side,
+)
+from vimpac_ext.registries import BACKBONES
+
+ATTENTIONS = ("joint", "divided")
+
+
+@BACKBONES.register()
+class TimmSpaceTime(PixelBackbone):
+    """A timm vision transformer whose tokens are the patches of all frames (TimeSformer).
+
+    Its image weights, if any, are kept; frames are told apart by a position table over time. With
+    "joint" attention every patch attends to all patches of the clip. With "divided" attention
+    (Bertasius et al. 2021, arXiv 2102.05095) a layer first attends along time at the same place,
+    then within the frame; the attention along time starts as a copy of the spatial one whose
+    output is switched off.
+
+    Args:
+        clip_size: frames, height and width in pixels.
+        model: timm's name of a plain vision transformer, e.g. "vit_base_patch16_224".
+        attention: "joint" or "divided".
+        weights: file or URL of a state dict of the image model.
+        pretrained: take timm's own weights.
+        options: further keyword arguments of `timm.create_model`.
+        activation_checkpointing: recompute each layer in the backward pass to save memory.
+        mean: of the channels; None = as the image model was trained.
+        std: of the channels; None = as the image model was trained.
+
+    Raises:
+        ValueError: an unknown attention, or a model that is no plain vision transformer.
+    """
+
+    def __init__(
+        self,
+        clip_size: Sequence[int],
+        model: str,
+        attention: str = "divided",
+        weights: str = "",
+        pretrained: bool = False,
+        options: dict[str, Any] | None = None,
+        activation_checkpointing: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention={attention!r} is not one of {', '.join(ATTENTIONS)}")
+        network = create_image_model(model, square_side(clip_size), weights, pretrained, options)
+        super().__init__(clip_size, *channel_statistics(network, mean, std))
+        from timm.models.vision_transformer import VisionTransformer
+
+        if type(network) is not VisionTransformer:
+            raise ValueError(
+                f"TimmSpaceTime needs a plain vision transformer such as vit_base_patch16_224; "
+                f"{model!r} is a {type(network).__name__}"
+            )
+        network.reset_classifier(0)
+        self.embed_dim = network.embed_dim
+        self.model = network
+        self.activation_checkpointing = activation_checkpointing
+        self.time_position = nn.Parameter(torch.zeros(1, clip_size[0], 1, self.embed_dim))
+        self.time_layers = nn.ModuleList(
+            _TimeAttention(block) for block in (network.blocks if attention == "divided" else ())
+        )
+        self.require_fit("Set DATA.NUM_FRAMES, TRAIN_CROP_SIZE and TEST_CROP_SIZE")
+
+    def forward(self, clip: Tensor) -> dict[str, Tensor]:
+        """Encodes clips.
+
+        Args:
+            clip: float (B, 3, T, H, W) in [0, 1], of the size that the model was built for.
+
+        Returns:
+            "cls" (B, D) and "features" (B, T, h, w, D).
+        """
+        frames = self.normalized(clip).transpose(1, 2)  # (B, T, 3, H, W)
+        if frames.shape[1] != self.clip_size[0]:
+            raise ValueError(
+                f"TimmSpaceTime was built for {self.clip_size[0]} frames, found {frames.shape[1]}"
+            )
+        network = self.model
+        x = network._pos_embed(network.patch_embed(frames.flatten(0, 1)))
+        x = network.norm_pre(x).unflatten(0, frames.shape[:2])  # (B, T, prefix + N, D)
+        num_prefix = network.num_prefix_tokens  # [CLS] and registers, the same in every frame
+        prefix, patches = x[:, 0, :num_prefix], x[:, :, num_prefix:] + self.time_position
+        for index, block in enumerate(network.blocks):
+            layer = self._divided if self.time_layers else self._joint
+            arguments = (index, block, prefix, patches)
+            if self.activation_checkpointing and self.training:
+                prefix, patches = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                prefix, patches = layer(*arguments)
+        x = network.norm(torch.cat([prefix, patches.flatten(1, 2)], dim=1))
+        grid = (clip.shape[2], *network.patch_embed.grid_size)
+        features = x[:, num_prefix:].unflatten(1, grid)
+        return {"cls": network.forward_head(x, pre_logits=True), "features": features}
+
+    def _joint(
+        self, index: int, block: Any, prefix: Tensor, patches: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x = block(torch.cat([prefix, patches.flatten(1, 2)], dim=1))
+        num_prefix = prefix.shape[1]
+        return x[:, :num_prefix], x[:, num_prefix:].view_as(patches)
+
+    def _divided(
+        self, index: int, block: Any, prefix: Tensor, patches: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        patches = self.time_layers[index](patches)
+        batch, num_frames, num_patches, _ = patches.shape
+        repeated = prefix[:, None].expand(-1, num_frames, -1, -1)
+        x = torch.cat([repeated, patches], dim=2).flatten(0, 1)  # (B*T, P + N, D)
+        change = block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+        change = change.unflatten(0, (batch, num_frames))
+        # The frames' prefix tokens ([CLS]) become one again by averaging.
+        prefix = prefix + change[:, :, : prefix.shape[1]].mean(dim=1)
+        patches = patches + change[:, :, -num_patches:]
+        x = torch.cat([prefix, patches.flatten(1, 2)], dim=1)
+        x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+        return x[:, : prefix.shape[1]], x[:, prefix.shape[1] :].view_as(patches)
+
+
+class _TimeAttention(nn.Module):
+    """Attention along time at one place, a residual that starts as nothing."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(block.norm1)
+        self.attn = copy.deepcopy(block.attn)
+        width = self.attn.proj.out_features
+        self.output = nn.Linear(width, width)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, T, N, D) -> the same shape."""
+        rows = patches.transpose(1, 2)  # (B, N, T, D)
+        change = self.output(self.attn(self.norm(rows.flatten(0, 1))))
+        return patches + change.view_as(rows).transpose(1, 2)

@@ -1,0 +1,70 @@
+"""Classifier that attends to the features of a clip."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vimpac_ext.registries import HEADS
+
+
+@HEADS.register()
+class AttentiveHead(nn.Module):
+    """A learnt query attends to all features; an MLP and a linear classifier follow.
+
+    On a frozen backbone this is the attentive probe of V-JEPA (Bardes et al. 2024, arXiv
+    2404.08471): unlike a linear probe it does not depend on "cls" being trained.
+
+    Args:
+        embed_dim: width of the backbone.
+        num_classes: number of classes.
+        num_heads: of the attention.
+        mlp_ratio: hidden width of the MLP in multiples of the width.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_classes: int, num_heads: int = 8, mlp_ratio: float = 4.0
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide the width {embed_dim}")
+        self.query = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
+        self.input_norm = nn.LayerNorm(embed_dim)
+        self.attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
+        hidden = int(embed_dim * mlp_ratio)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(embed_dim),
+            nn.Linear(embed_dim, hidden),
+            nn.GELU(),
+            nn.Linear(hidden, embed_dim),
+        )
+        self.linear = nn.Linear(embed_dim, num_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Classifies clips.
+
+        Args:
+            outputs: "features" (B, t, h, w, D).
+
+        Returns:
+            "class_logits" (B, num_classes).
+
+        Raises:
+            ValueError: the backbone gives no features.
+        """
+        if "features" not in outputs:
+            raise ValueError(
+                'AttentiveHead needs the "features" of a clip, which this backbone does not give; '
+                "use ClassificationHead"
+            )
+        keys = self.input_norm(outputs["features"].flatten(1, 3))
+        query = self.query.expand(len(keys), -1, -1)
+        attended, _ = self.attention(query, keys, keys, need_weights=False)
+        pooled = query + attended
+        pooled = pooled + self.mlp(pooled)
+        return {"class_logits": self.linear(pooled.squeeze(1))}
