@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from vimpac_ext.backbones import VimpacTransformer
 from vimpac_ext.backbones.vimpac import convert_original_state_dict
+from vimpac_ext.backbones.vimpac.layers import TransformerLayer
 from vimpac_ext.registries import BACKBONES
 from vimpac_ext.structures import SpecialTokens
 
@@ -58,36 +59,74 @@ def test_equals_the_original(name):
         for ours, theirs in (("cls", "cls"), ("features", "hiddens")):
             expected = torch.tensor(data[f"{theirs}{suffix}"])
             torch.testing.assert_close(outputs[ours], expected, atol=1e-5, rtol=0)
+        if not suffix:
+            pooled = outputs["features"].mean(dim=(1, 2, 3))
+            torch.testing.assert_close(pooled, torch.tensor(data["pooling"]), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_double_precision_is_kept():
+    model, state, data = read_backbone("backbone_t_hw_postln.npz")
+    model.load_state_dict(convert_original_state_dict(state)["backbone"])
+    single = model(torch.tensor(data["tokens"]))["features"]
+    double = model.double()(torch.tensor(data["tokens"]))["features"]
+    assert double.dtype == torch.float64
+    difference = (double - torch.tensor(data["hiddens"])).abs().max().item()
+    assert 0 < difference < 3e-6  # the fixture's own rounding is 1.6e-6
+    torch.testing.assert_close(single.double(), double, atol=1e-5, rtol=0)
 
 
 def test_every_kind_of_fixture_is_there():
     assert len(BACKBONE_FIXTURES) == 15
 
 
+LARGE_HALF = {"embed_dim": 1024, "num_layers": 24, "halve_attention": True, "halve_mlp": True}
+
+
 @pytest.mark.parametrize(
-    ("options", "millions"),
+    ("table", "grid", "options", "printed"),
     [
-        ({}, 29.442048),  # paper, Table 2: 29.4M
-        ({"embed_dim": 768}, 63.04),
-        ({"num_layers": 12}, 54.67),
-        ({"embed_dim": 768, "num_layers": 12}, 119.75),  # base: 119.7M
-        (
-            {
-                "embed_dim": 1024,
-                "num_layers": 24,
-                "halve_attention": True,
-                "halve_mlp": True,
-            },
-            210.11,
-        ),  # large: 210.1M
-        ({"layout": "T,H,W"}, 35.75),
+        ("2: 6 x 512", (5, 16, 16), {}, "29.4M"),
+        ("2: 6 x 768", (5, 16, 16), {"embed_dim": 768}, "63.0M"),
+        ("2: 12 x 512", (5, 16, 16), {"num_layers": 12}, "54.7M"),
+        ("2: 12 x 768", (5, 16, 16), {"embed_dim": 768, "num_layers": 12}, "119.7M"),
+        ("2: 24 x 1024", (5, 16, 16), LARGE_HALF, "210.1M"),
+        ("11: Small", (5, 16, 16), {}, "29.4M"),
+        ("11: Base", (5, 16, 16), {"embed_dim": 768, "num_layers": 12}, "119.7M"),
+        ("11: Large-Half at 256 pixels", (10, 32, 32), LARGE_HALF, "210.1M"),
+        ("14: TxHxW", (5, 16, 16), {"layout": "TxHxW"}, "23.1M"),
+        ("14: T,H,W", (5, 16, 16), {"layout": "T,H,W"}, "35.8M"),
+        ("14: T,H|W", (5, 16, 16), {"layout": "T,H|W"}, "29.4M"),
     ],
 )
-def test_parameter_counts_of_the_paper(options, millions):
+def test_parameter_counts_of_the_paper(table, grid, options, printed):
     with torch.device("meta"):
-        model = VimpacTransformer(grid=(5, 16, 16), vocab_size=8192, **options)
+        model = VimpacTransformer(grid, vocab_size=8192, **options)
     count = sum(parameter.numel() for parameter in model.parameters())
-    assert count / 1e6 == pytest.approx(millions, abs=0.005 if options else 1e-9)
+    assert f"{count / 1e6:.1f}M" == printed
+
+
+def test_one_row_of_table_14_does_not_follow_from_the_papers_blocks():
+    """It gives "T,HxW" 27.1M, but joining axes takes no weights away from "T,H|W"."""
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in VimpacTransformer((5, 16, 16), 8192, layout=x).parameters())
+            for x in ("T,HxW", "T,H|W")
+        ]
+    assert counts == [29_442_048, 29_442_048]
+
+
+@pytest.mark.parametrize(
+    ("options", "head_size", "mlp_dim"),
+    [({}, 64, 2048), ({"embed_dim": 768, "num_layers": 12}, 64, 3072), (LARGE_HALF, 32, 2048)],
+)
+def test_sizes_of_table_11(options, head_size, mlp_dim):
+    with torch.device("meta"):
+        model = VimpacTransformer((5, 16, 16), vocab_size=8192, layout="T", **options)
+    layer = model.layers[0]
+    _, num_heads, size = layer.attention_blocks[0].attention.split
+    assert (num_heads, size) == (model.embed_dim // 64, head_size)
+    assert layer.mlp.expand.out_features == mlp_dim
 
 
 def test_every_dropout_is_off_in_eval_mode_and_on_in_training():
@@ -120,12 +159,14 @@ def test_padding_is_not_seen_by_other_positions():
 
 
 def test_a_clip_of_padding_only_gives_finite_outputs_and_gradients():
-    model = small_model(dropout=0.0)
-    outputs = model(torch.full((2, *GRID), SpecialTokens(20).pad))
-    (outputs["cls"].sum() + outputs["features"].square().sum()).backward()
-    assert outputs["cls"].isfinite().all()
-    assert outputs["features"].isfinite().all()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    """What they are: see test_vimpac_reference.py."""
+    for layout in ("T,H|W", "TxHxW"):
+        model = small_model(dropout=0.0, layout=layout)
+        outputs = model(torch.full((2, *GRID), SpecialTokens(20).pad))
+        (outputs["cls"].sum() + outputs["features"].square().sum()).backward()
+        assert outputs["cls"].isfinite().all()
+        assert outputs["features"].isfinite().all()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @pytest.mark.parametrize("norm", ["post", "pre", "pre_normalized_residual"])
@@ -169,36 +210,67 @@ def test_standard_pre_norm_adds_to_the_raw_stream():
     )
 
 
-def test_initialisation_is_the_originals():
+def initial_std(name, norm, num_residuals, num_factors):
+    """Standard deviation of a parameter of the authors' models at the start, None = constant."""
+    if name.endswith(".bias") or "norm." in name:
+        return None
+    if norm != "post" and name.endswith((".output.weight", ".contract.weight")):
+        return 0.02 / math.sqrt(num_residuals)
+    if name.startswith("position.") and name not in ("position.cls", "position.joint"):
+        return 0.02 / math.sqrt(num_factors)
+    return 0.02
+
+
+@pytest.mark.parametrize(
+    ("norm", "position", "num_factors"),
+    [
+        ("post", "hw_separation", 3),
+        ("pre", "temporal_separation", 2),
+        ("pre_normalized_residual", "default", 1),
+    ],
+)
+def test_initialisation_is_the_originals(norm, position, num_factors):
     torch.manual_seed(5)
-    model = VimpacTransformer(grid=(50, 60, 70), vocab_size=500, embed_dim=128, num_layers=1)
-    std = {name: p.std().item() for name, p in model.named_parameters()}
-    for name in ("token_embedding.weight", "layers.0.mlp.contract.weight", "cls_token"):
-        assert std[name] == pytest.approx(0.02, rel=0.2), name
-    for name in ("position.frames", "position.height", "position.width"):
-        assert std[name] == pytest.approx(0.02 / math.sqrt(3), rel=0.05), name
+    model = VimpacTransformer(
+        (20, 9, 11), 500, embed_dim=128, num_layers=2, norm=norm, position=position
+    )
+    num_residuals = 2 * (2 + 1)  # two layers of two attention blocks and an MLP
     for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
-            assert (parameter == 0).all(), name
-        elif "norm.weight" in name:
-            assert (parameter == 1).all(), name
-    pre = VimpacTransformer((2, 2, 2), 500, embed_dim=128, num_layers=2, norm="pre")
-    shrunk = 0.02 / math.sqrt(2 * 3)
-    for name in ("attention_blocks.1.output", "mlp.contract"):
-        weight = pre.get_parameter(f"layers.1.{name}.weight")
-        assert weight.std().item() == pytest.approx(shrunk, rel=0.05), name
-    assert pre.layers[0].mlp.expand.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        std = initial_std(name, norm, num_residuals, num_factors)
+        if std is None:
+            expected = 0.0 if name.endswith(".bias") else 1.0
+            assert (parameter == expected).all(), name
+            continue
+        count = parameter.numel()
+        assert parameter.mean().item() == pytest.approx(0, abs=5 * std / math.sqrt(count)), name
+        assert parameter.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * count)), name
+        outliers = (parameter.abs() > 2 * std).float().mean().item()  # normal, not uniform
+        assert outliers == pytest.approx(0.0455, abs=5 * math.sqrt(0.0434 / count)), name
 
 
-def test_activation_checkpointing_changes_nothing_but_memory():
-    gradients = []
+@pytest.mark.parametrize("layout", ["T,H|W", "TxHxW"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_activation_checkpointing_changes_nothing_but_memory(layout, dropout, monkeypatch):
+    calls = []
+    forward = TransformerLayer.forward
+
+    def counted(self, *args):
+        calls.append(self)
+        return forward(self, *args)
+
+    monkeypatch.setattr(TransformerLayer, "forward", counted)
+    results, num_calls = [], []
     for checkpointing in (False, True):
-        model = small_model(dropout=0.2, activation_checkpointing=checkpointing)
+        model = small_model(layout=layout, dropout=dropout, activation_checkpointing=checkpointing)
         torch.manual_seed(6)
+        calls.clear()
         outputs = model(random_tokens())
         (outputs["cls"].sum() + outputs["features"].square().sum()).backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+        num_calls.append(len(calls))
+        gradients = [parameter.grad for parameter in model.parameters()]
+        results.append([outputs["cls"], outputs["features"], *gradients])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert num_calls == [2, 4]  # each layer runs a second time
 
 
 def test_bfloat16_autocast_stays_close_to_float32():
@@ -219,6 +291,10 @@ def test_bfloat16_autocast_stays_close_to_float32():
         ({"layout": "T|H|W"}, "3 parallel axes"),
         ({"num_heads": 3}, "3 heads"),
         ({"num_heads": None}, "multiple of 64"),
+        ({"num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1"),
+        ({"grid": (3, 0, 5)}, "grid must be at least 1, got 0"),
         ({"dropout": 1.5}, "dropout=1.5"),
     ],
 )
@@ -236,6 +312,16 @@ def test_clips_that_do_not_fit_are_refused():
         tokens[1, 2, 3, 4] = outside
         with pytest.raises(ValueError, match=r"0\.\.24"):
             model(tokens)
+
+
+def test_any_integer_type_is_taken_and_nothing_else():
+    model = small_model().eval()
+    expected = model(random_tokens())["features"]
+    for dtype in (torch.int16, torch.uint8, torch.int32):
+        assert torch.equal(model(random_tokens().to(dtype))["features"], expected)
+    for dtype in (torch.float32, torch.bool):
+        with pytest.raises(ValueError, match="token ids"):
+            model(random_tokens().to(dtype))
 
 
 def test_it_is_registered_and_fulfils_the_contract():

@@ -31,7 +31,7 @@ class VimpacTransformer(nn.Module):
     The defaults are the paper's Small model. Numerically the authors' code in eval mode, and with
     its dropout and initialisation in training.
 
-    The parameter counts of the paper's Tables 2, 3, 11 and 14 are those of this backbone, token
+    The parameter counts of the paper's Tables 2, 11 and 14 are those of this backbone, token
     embedding included, without heads. One row does not follow from the paper's own blocks:
     Table 14 gives "T,HxW" 27.1M, but a block has as many parameters with "HxW" as with "H|W" (one
     query, key, value and output map of width D), so it has the 29.4M of "T,H|W".
