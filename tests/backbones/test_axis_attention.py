@@ -30,11 +30,13 @@ def test_attention_equals_the_formula_in_value_and_gradient(length):
 
 
 @pytest.mark.parametrize("length", [5, LONG_ROW])
-def test_dropout_acts_on_the_attention_weights(length):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_acts_on_the_attention_weights(length, device):
     """With equal scores and values of 1 a result is the share of the kept keys, scaled up."""
     torch.manual_seed(2)
-    zeros, ones = torch.zeros(4, 10, 2, length, 4), torch.ones(4, 10, 2, length, 4)
-    result = attend(zeros, zeros, ones, torch.zeros(4, 10, 1, 1, length), dropout=0.2)
+    zeros = torch.zeros(4, 10, 2, length, 4, device=device)
+    bias = torch.zeros(4, 10, 1, 1, length, device=device)
+    result = attend(zeros, zeros, zeros + 1, bias, dropout=0.2)
     kept = result * 0.8 * length
     torch.testing.assert_close(kept, kept.round(), atol=1e-4 * length, rtol=0)
     deviation = math.sqrt(0.25 / (80 * length * length))

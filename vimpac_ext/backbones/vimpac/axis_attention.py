@@ -77,9 +77,8 @@ def key_biases(is_pad: Tensor, patterns: set[Pattern]) -> dict[Pattern, Tensor]:
     biases = {}
     for pattern in patterns:
         others = _other_axes(pattern)
-        num_rows, row_length = (
-            math.prod(is_pad.shape[axis] for axis in axes) for axes in (others, pattern)
-        )
+        num_rows = math.prod([is_pad.shape[axis] for axis in others])
+        row_length = math.prod([is_pad.shape[axis] for axis in pattern])
         rows = bias.permute(0, *others, *pattern).reshape(len(bias), num_rows, row_length)
         biases[pattern] = F.pad(rows, (1, 0))[:, :, None, None]
     return biases
