@@ -17,7 +17,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
+        total = gradient.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total
 
@@ -80,7 +80,7 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
     def _normalise_together(self, input: Tensor, num_processes: int) -> Tensor:
         # Half precision is too coarse for statistics; nn.BatchNorm1d computes in float32, too.
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        sums = _SumOverProcesses.apply(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+        sums = _SumOverProcesses.apply(torch.cat([x.sum(0), x.new_full((1,), len(x))]))
         count = sums[-1].detach()
         if len(x) < 2 and count < 2:  # with more rows here no look is needed; it stalls a GPU
             self._refuse(int(count), num_processes)
