@@ -1,85 +1,64 @@
-"""Attention along axes and its dropout, against slow references."""
+"""Attention along axes and its dropout, against closed forms (more: test_vimpac_reference.py)."""
 
 import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from vimpac_ext.backbones.vimpac import attend, parse_layout
-from vimpac_ext.backbones.vimpac.axis_attention import AxisAttention, key_biases
+from vimpac_ext.backbones.vimpac.axis_attention import LONG_ROW, AxisAttention
 from vimpac_ext.backbones.vimpac.dropout import Dropout, fast_dropout
 
-GRID = (3, 4, 5)
 
-
-def test_attend_equals_pytorchs_attention_in_value_and_gradient():
+@pytest.mark.parametrize("length", [5, LONG_ROW - 1, LONG_ROW])
+def test_attention_equals_the_formula_in_value_and_gradient(length):
     torch.manual_seed(1)
-    inputs = [torch.randn(6, 2, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    bias = torch.zeros(6, 1, 1, 5, dtype=torch.float64)
-    bias[2, ..., 3:] = -math.inf
-    weight = torch.randn(6, 2, 5, 8, dtype=torch.float64)
-    expected = F.scaled_dot_product_attention(*inputs, attn_mask=bias)
+    inputs = [
+        torch.randn(2, 3, 2, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    ]
+    bias = torch.zeros(2, 3, 1, 1, length)
+    bias[1, ..., 3:] = -math.inf
+    weight = torch.randn(2, 3, 2, length, 4, dtype=torch.float64)
+    query, key, value = inputs
+    expected = ((query @ key.mT) / 2 + bias).softmax(-1) @ value
     expected_gradients = torch.autograd.grad((expected * weight).sum(), inputs)
-    result = attend(*inputs, bias)
-    gradients = torch.autograd.grad((result * weight).sum(), inputs)
+    result = attend(query, key, value, bias)
     torch.testing.assert_close(result, expected)
-    torch.testing.assert_close(gradients, expected_gradients)
+    torch.testing.assert_close(
+        torch.autograd.grad((result * weight).sum(), inputs), expected_gradients
+    )
 
 
-def dense_axis_attention(module, cls, tokens, is_pad):
-    """The same over all tokens at once: one CLS query per row, other rows masked out."""
-    num_projections, heads, size = module.split
-    weights = module.qkv.weight.view(num_projections, heads * size, -1)
-    biases = module.qkv.bias.view(num_projections, heads * size)
-    cells = torch.cartesian_prod(*(torch.arange(n) for n in tokens.shape[1:4]))  # (N, 3)
-    sequence = torch.cat([cls[:, None], tokens.flatten(1, 3)], dim=1)  # (B, 1+N, D)
-    cls_results, token_results = [], []
-    for index, axis in enumerate(module.axes):
-        first, second = (a - 1 for a in (1, 2, 3) if a != axis)
-        row_of_token = 100 * cells[:, first] + cells[:, second]  # (N,)
-        rows = row_of_token.unique()  # (R,)
-        same_row = torch.cat([rows, row_of_token])[:, None] == row_of_token  # (R+N, N)
-        may_see = F.pad(same_row & ~is_pad.flatten(1)[:, None], (1, 0), value=True)
-        query, key, value = (
-            (sequence @ weights[3 * index + part].T + biases[3 * index + part])
-            .unflatten(-1, (heads, size))
-            .transpose(1, 2)
-            for part in range(3)
-        )  # (B, h, 1+N, e)
-        query = torch.cat([query[:, :, :1].expand(-1, -1, len(rows), -1), query[:, :, 1:]], dim=2)
-        scores = query @ key.transpose(-1, -2) / math.sqrt(size)
-        weights_of_keys = scores.masked_fill(~may_see[:, None], -math.inf).softmax(-1)
-        result = (weights_of_keys @ value).transpose(1, 2).flatten(2)  # (B, R+N, h*e)
-        cls_results.append(result[:, : len(rows)].mean(1))
-        token_results.append(result[:, len(rows) :].unflatten(1, tokens.shape[1:4]))
-    return torch.cat(cls_results, -1), torch.cat(token_results, -1)
-
-
-@pytest.mark.parametrize("axes", [(1,), (2,), (3,), (2, 3), (3, 1), (1, 2, 3)])
-def test_axis_attention_equals_masked_dense_attention_in_value_and_gradient(axes):
+@pytest.mark.parametrize("length", [5, LONG_ROW])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_dropout_acts_on_the_attention_weights(length, device):
+    """With equal scores and values of 1 a result is the share of the kept keys, scaled up."""
     torch.manual_seed(2)
-    module = AxisAttention(embed_dim=10, attention_dim=12, num_heads=6, axes=axes).double()
-    cls = torch.randn(2, 10, dtype=torch.float64, requires_grad=True)
-    tokens = torch.randn(2, *GRID, 10, dtype=torch.float64, requires_grad=True)
-    is_pad = torch.rand(2, *GRID) < 0.3
-    is_pad[1, 1:] = True
-    inputs = [cls, tokens, *module.parameters()]
-    output_weights = [torch.randn(2, 12).double(), torch.randn(2, *GRID, 12).double()]
+    zeros = torch.zeros(4, 10, 2, length, 4, device=device)
+    bias = torch.zeros(4, 10, 1, 1, length, device=device)
+    result = attend(zeros, zeros, zeros + 1, bias, dropout=0.2)
+    kept = result * 0.8 * length
+    torch.testing.assert_close(kept, kept.round(), atol=1e-4 * length, rtol=0)
+    deviation = math.sqrt(0.25 / (80 * length * length))
+    assert result[..., 0].mean().item() == pytest.approx(1.0, abs=5 * deviation)
+    assert result[..., 0].std() > 0
 
-    def value_and_gradient(results):
-        total = sum((r * w).sum() for r, w in zip(results, output_weights, strict=True))
-        return [*results, *torch.autograd.grad(total, inputs)]
 
-    ours = value_and_gradient(module(cls, tokens, key_biases(is_pad, set(axes))))
-    expected = value_and_gradient(dense_axis_attention(module, cls, tokens, is_pad))
-    torch.testing.assert_close(ours, expected)
+def test_a_pattern_has_the_same_projections_whether_it_joins_axes_or_not():
+    shapes = [
+        {name: p.shape for name, p in AxisAttention(8, 8, 2, block).named_parameters()}
+        for block in (((1,),), ((2, 3),), ((1, 2, 3),), ((2,), (3,)), ((1, 2), (3,)))
+    ]
+    assert all(shape == shapes[0] for shape in shapes)
 
 
 def test_layouts_are_read_or_refused():
-    assert parse_layout("T,H|W") == ((1,), (2, 3))
-    assert parse_layout("W") == ((3,),)
-    for bad in ("", "T,", "t,h", "T, H", "T;H", "TH", "T,HxW"):
+    assert parse_layout("T,H|W") == (((1,),), ((2,), (3,)))
+    assert parse_layout("W") == (((3,),),)
+    assert parse_layout("T,HxW") == (((1,),), ((2, 3),))
+    assert parse_layout("WxTxH") == (((1, 2, 3),),)
+    assert parse_layout("WxT|H") == (((1, 3), (2,)),)
+    for bad in ("", "T,", "t,h", "T, H", "T;H", "TH", "Tx", "TxT", "TXH", "xH", "T|"):
         with pytest.raises(ValueError, match="side by side"):
             parse_layout(bad)
 

@@ -37,6 +37,12 @@ def test_a_foreign_key_is_refused_by_name(key):
         convert_original_state_dict({key: torch.zeros(1)})
 
 
+def test_joined_axes_cannot_be_written_for_the_authors_code():
+    model = VimpacTransformer((2, 2, 2), 20, embed_dim=16, num_heads=4, layout="T,HxW")
+    with pytest.raises(ValueError, match="T,HxW.*single axes only"):
+        to_original_state_dict({"backbone": model.state_dict()}, "T,HxW")
+
+
 def test_whole_models_are_split_into_components():
     state = {
         "module.backbone.cls_param": torch.zeros(4),

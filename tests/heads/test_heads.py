@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,8 @@ def test_heads_equal_the_original(name):
     projection_head = parts["projection_head"]
     with torch.no_grad():
         outputs = parts["backbone"](torch.tensor(data["tokens"]))
+        assert_equal(outputs["cls"], data["cls"])
+        assert_equal(outputs["features"], data["hiddens"])
         assert_equal(parts["token_head"].logits(outputs["features"]), data["mlm_logits"])
         assert_equal(projection_head(outputs)["projection"], data["cls_head_eval"])
         projection_head.train()
@@ -74,8 +77,10 @@ def test_heads_equal_the_original(name):
             if key.startswith("sd_after_train_forward/")
         }
     )
-    for key, statistic in after.get("projection_head", {}).items():
-        assert_equal(projection_head.state_dict()[key], statistic.numpy(), 3e-5)
+    statistics = dict(projection_head.named_buffers())
+    assert set(after.get("projection_head", {})) == set(statistics)  # none with LayerNorm
+    for key, statistic in statistics.items():
+        assert_equal(statistic, after["projection_head"][key].numpy(), 3e-5)
     original = to_original_state_dict(convert_original_state_dict(state), "T,H|W")
     assert set(original) == set(state)
     assert all(torch.equal(original[key], state[key]) for key in state)
@@ -171,6 +176,34 @@ def test_projection_uses_all_its_parameters(norm, norm_after_last):
 def test_bad_projection_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         ProjectionHead(8, **options)
+
+
+@pytest.mark.parametrize("make", ["token", "bn", "ln"])
+def test_heads_start_as_the_originals(make):
+    torch.manual_seed(1)
+    if make == "token":
+        head = MaskedTokenHead(64, nn.Embedding(50, 64))
+    else:
+        head = ProjectionHead(64, 96, 32, num_layers=3, norm=make, norm_after_last=True)
+    for name, parameter in head.named_parameters():
+        if parameter.ndim == 1:
+            is_scale = "norm" in name and name.endswith("weight")
+            assert (parameter == float(is_scale)).all(), name
+            continue
+        count = parameter.numel()
+        assert parameter.mean().item() == pytest.approx(0, abs=0.1 / math.sqrt(count)), name
+        assert parameter.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * count)), name
+
+
+def test_dropout_of_the_classifier_acts_on_its_input_in_training():
+    head = ClassificationHead(1000, num_classes=1, dropout=0.25)
+    nn.init.ones_(head.linear.weight)
+    clip = {"cls": torch.ones(1, 1000)}
+    assert head.eval()(clip)["class_logits"].item() == 1000
+    torch.manual_seed(2)
+    kept = head.train()(clip)["class_logits"].item() * 0.75
+    assert kept == pytest.approx(750, abs=5 * math.sqrt(1000 * 0.25 * 0.75))
+    assert kept != 1000
 
 
 def test_a_new_classifier_finds_all_classes_equally_likely():

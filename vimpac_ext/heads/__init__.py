@@ -1,8 +1,15 @@
 """Heads: backbone outputs -> predictions (contract: `vimpac_ext.registries.HEADS`)."""
 
 from vimpac_ext.heads.attentive import AttentiveHead
+from vimpac_ext.heads.batch_norm import SyncBatchNorm1d
 from vimpac_ext.heads.classification import ClassificationHead
 from vimpac_ext.heads.masked_token import MaskedTokenHead
 from vimpac_ext.heads.projection import ProjectionHead
 
-__all__ = ["AttentiveHead", "ClassificationHead", "MaskedTokenHead", "ProjectionHead"]
+__all__ = [
+    "AttentiveHead",
+    "ClassificationHead",
+    "MaskedTokenHead",
+    "ProjectionHead",
+    "SyncBatchNorm1d",
+]

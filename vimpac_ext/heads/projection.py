@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac_ext.heads.batch_norm import SyncBatchNorm1d
 from vimpac_ext.registries import HEADS
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "bn": nn.BatchNorm1d,
+    "bn": SyncBatchNorm1d,
     "ln": lambda width: nn.LayerNorm(width, eps=1e-12),  # as everywhere in the authors' code
 }
 
@@ -19,7 +20,8 @@ class ProjectionHead(nn.Module):
     """MLP on "cls".
 
     With norm "bn" a hidden layer is linear, BatchNorm, activation; with "ln" it is linear,
-    activation, LayerNorm. The last linear map has no bias.
+    activation, LayerNorm. The last linear map has no bias. In distributed training BatchNorm sees
+    the clips of all processes (`SyncBatchNorm1d`); nothing has to be converted for that.
 
     Args:
         embed_dim: width of the backbone.
@@ -28,7 +30,7 @@ class ProjectionHead(nn.Module):
         num_layers: number of linear maps (paper's Large: 3).
         norm: "bn" or "ln".
         activation: "relu" or "gelu".
-        norm_after_last: also normalise the projection.
+        norm_after_last: also normalise the projection (in the authors' code, with "bn" only).
 
     Raises:
         ValueError: if `norm`, `activation` or `num_layers` is none of these.
@@ -77,15 +79,9 @@ class ProjectionHead(nn.Module):
             "projection" (B, output_dim), not L2-normalised.
 
         Raises:
-            ValueError: if BatchNorm is given a single clip in training.
+            ValueError: if BatchNorm is given a single clip in training (over all processes).
         """
         x = outputs["cls"]
-        uses_batch_norm = any(isinstance(norm, nn.BatchNorm1d) for norm in self.norms)
-        if self.training and uses_batch_norm and len(x) == 1:
-            raise ValueError(
-                "ProjectionHead with norm='bn' needs at least 2 clips in a training batch, got 1: "
-                "raise the batch size or use norm='ln'"
-            )
         activate = _ACTIVATIONS[self.activation]
         last = len(self.linears) - 1
         for index, linear in enumerate(self.linears):

@@ -1,9 +1,11 @@
-"""Multi-head attention along single axes of a (T, H, W) grid, with CLS in every row.
+"""Multi-head attention along axes of a (T, H, W) grid, with CLS in every row.
 
-A *row* is a line of the grid along the attended axis. Each row is attended as [CLS; row], so CLS
-takes part in every row of a clip; its result is the mean over them. The authors' code differs
-from the paper's Eqs. 9, 12 and 13 here (heads, scale, biases, CLS in the context); we follow the
-code, to which the released weights belong.
+A *pattern* is one axis, or several joined ones. A *row* is the part of the grid that differs in
+those axes only: a line for one axis, a plane for two, the whole clip for three. Each row is
+attended as [CLS; row], so CLS takes part in every row of a clip; its result is the mean over them.
+The authors' code differs from the paper's Eqs. 9, 12 and 13 here (heads, scale, biases, CLS in the
+context); we follow the code, to which the released weights belong. It has no joined axes: those
+are the first two rows of the paper's Table 14, done by the same rules.
 """
 
 import math
@@ -15,30 +17,49 @@ from torch import Tensor, nn
 from vimpac_ext.backbones.vimpac.dropout import fast_dropout
 
 AXES = {"T": 1, "H": 2, "W": 3}  # position in (B, T, H, W)
+LONG_ROW = 128  # vectors; see `attend`
 
-Layout = tuple[tuple[int, ...], ...]
+Pattern = tuple[int, ...]
+Layout = tuple[tuple[Pattern, ...], ...]
 
 
 def parse_layout(layout: str) -> Layout:
-    """Reads a layout such as "T,H|W": blocks in sequence (","), axes of a block in parallel ("|").
+    """Reads a layout such as "T,H|W" or "T,HxW".
+
+    Blocks stand in sequence (","), the patterns of a block in parallel ("|"), and a pattern is an
+    axis or some joined by "x".
 
     Returns:
-        The attended axes of each block, as positions in (B, T, H, W): ((1,), (2, 3)).
+        The patterns of each block, each pattern as rising positions in (B, T, H, W): "T,H|W" is
+        (((1,),), ((2,), (3,))) and "T,HxW" is (((1,),), ((2, 3),)).
 
     Raises:
         ValueError: if the string is anything else.
     """
-    blocks = [block.split("|") for block in layout.split(",")]
-    if any(axis not in AXES for block in blocks for axis in block):
+    blocks = [[p.split("x") for p in block.split("|")] for block in layout.split(",")]
+    patterns = [pattern for block in blocks for pattern in block]
+    if any(set(p) - set(AXES) or len(set(p)) < len(p) for p in patterns):
         raise ValueError(
             f"layout={layout!r} is not understood: write the axes T, H and W (upper case, no "
-            'spaces) joined by "," (one block after the other) and "|" (side by side in one '
-            'block), for example "T,H|W" or "T,H,W"'
+            'spaces) joined by "," (one block after the other), "|" (side by side in one block) '
+            'and "x" (attended as one, each axis once), for example "T,H|W", "T,HxW" or "TxHxW"'
         )
-    return tuple(tuple(AXES[axis] for axis in block) for block in blocks)
+    return tuple(
+        tuple(tuple(sorted(AXES[axis] for axis in pattern)) for pattern in block)
+        for block in blocks
+    )
 
 
-def key_biases(is_pad: Tensor, axes: set[int]) -> dict[int, Tensor]:
+def _other_axes(pattern: Pattern) -> tuple[int, ...]:
+    return tuple(axis for axis in AXES.values() if axis not in pattern)
+
+
+def _row_order(pattern: Pattern) -> tuple[int, ...]:
+    """The permutation of (B, T, H, W, h, e) that turns the grid into rows, heads in front."""
+    return (0, *_other_axes(pattern), 4, *pattern, 5)
+
+
+def key_biases(is_pad: Tensor, patterns: set[Pattern]) -> dict[Pattern, Tensor]:
     """What is added to the attention scores so that no query looks at padding.
 
     It is built without asking whether there is any padding: the answer would stall a GPU, and
@@ -46,14 +67,21 @@ def key_biases(is_pad: Tensor, axes: set[int]) -> dict[int, Tensor]:
 
     Args:
         is_pad: bool (B, T, H, W).
-        axes: attended axes, as positions in (B, T, H, W).
+        patterns: attended patterns.
 
     Returns:
-        For each axis of length n, float32 (B, ., ., 1, 1, 1+n): 0, or -inf at padded keys. CLS, at
-        position 0, is never padded, so no softmax is empty.
+        For each pattern with R rows of n tokens, float32 (B, R, 1, 1, 1+n): 0, or -inf at padded
+        keys. CLS, at position 0, is never padded, so no softmax is empty.
     """
     bias = torch.zeros(is_pad.shape, device=is_pad.device).masked_fill_(is_pad, -math.inf)
-    return {a: F.pad(bias.movedim(a, -1), (1, 0))[..., None, None, :] for a in axes}
+    biases = {}
+    for pattern in patterns:
+        others = _other_axes(pattern)
+        num_rows = math.prod([is_pad.shape[axis] for axis in others])
+        row_length = math.prod([is_pad.shape[axis] for axis in pattern])
+        rows = bias.permute(0, *others, *pattern).reshape(len(bias), num_rows, row_length)
+        biases[pattern] = F.pad(rows, (1, 0))[:, :, None, None]
+    return biases
 
 
 def attend(
@@ -61,20 +89,33 @@ def attend(
 ) -> Tensor:
     """softmax(q kT / sqrt(e) + bias) v, with dropout on the probabilities.
 
-    Written out rather than with `F.scaled_dot_product_attention`: rows are short (6 to 33
-    vectors), so the score matrices are smaller than the vectors, and on CPU forward and backward
-    take 0.55 to 0.95 of its time.
+    The rows of single axes are short (6 to 33 vectors): the score matrices are smaller than the
+    vectors, and written out it is the faster way on CPU (forward and backward take 0.55 to 0.95 of
+    the time of `F.scaled_dot_product_attention` there). From `LONG_ROW` vectors on PyTorch's fused
+    kernels are faster and store no scores, which for joined axes would be the largest tensor by
+    far. On CPU, though, they know no dropout; asked for it, PyTorch writes the scores out itself,
+    with its slower dropout.
 
     Args:
-        query: (..., S, e).
-        key: (..., S, e).
-        value: (..., S, e).
-        key_bias: broadcastable to the scores (..., S, S).
+        query: (B, R, h, S, e).
+        key: (B, R, h, S, e).
+        value: (B, R, h, S, e).
+        key_bias: (B, R, 1, 1, S).
         dropout: probability that an attention weight is dropped.
 
     Returns:
-        (..., S, e).
+        (B, R, h, S, e).
     """
+    if query.shape[-2] >= LONG_ROW and (dropout == 0.0 or query.device.type != "cpu"):
+        # The fused kernels take four dimensions.
+        result = F.scaled_dot_product_attention(
+            query.flatten(0, 1),
+            key.flatten(0, 1),
+            value.flatten(0, 1),
+            attn_mask=key_bias.to(query.dtype).flatten(0, 1),
+            dropout_p=dropout,
+        )
+        return result.unflatten(0, query.shape[:2])
     scores = query @ key.transpose(-1, -2)
     scale = 1.0 / math.sqrt(query.shape[-1])
     scores = torch.add(key_bias.to(scores.dtype), scores, alpha=scale)  # bias + scale * scores
@@ -82,25 +123,39 @@ def attend(
     return weights @ value
 
 
-def _rows_with_cls(cls: Tensor, tokens: Tensor, axis: int) -> Tensor:
-    """(B, h, e) and (B, T, H, W, h, e) -> (B, ., ., h, 1+n, e), in one copy."""
-    rows = tokens.movedim(axis, -2)
-    cls_rows = cls[:, None, None, :, None].expand(*rows.shape[:-2], 1, -1)
-    return torch.cat([cls_rows, rows], dim=-2)
+def _rows_with_cls(cls: Tensor, tokens: Tensor, pattern: Pattern) -> Tensor:
+    """(B, h, e) and (B, T, H, W, h, e) -> (B, R, h, 1+n, e), in one copy (two for T and W)."""
+    batch, heads, size = cls.shape
+    rows = tokens.permute(_row_order(pattern)).flatten(-1 - len(pattern), -2)  # (B, ..., h, n, e)
+    cls = cls.view(batch, *[1] * len(_other_axes(pattern)), heads, 1, size)
+    together = torch.cat([cls.expand(*rows.shape[:-2], 1, -1), rows], dim=-2)
+    return together.view(batch, math.prod(rows.shape[1:-3]), *together.shape[-3:])
+
+
+def _rows_to_grid(rows: Tensor, grid: tuple[int, ...], pattern: Pattern) -> Tensor:
+    """(B, R, h, n, e) -> (B, T, H, W, h, e), without a copy."""
+    order = _row_order(pattern)
+    sizes = (len(rows), *grid, rows.shape[2], rows.shape[4])
+    grid_order = [order.index(dimension) for dimension in range(6)]
+    return rows.reshape([sizes[dimension] for dimension in order]).permute(grid_order)
 
 
 class AxisAttention(nn.Module):
-    """Attention along one axis, or along several in parallel, each with its share of the heads.
+    """Attention along one pattern, or along several in parallel, each with its share of the heads.
 
     Queries, keys and values of CLS are computed once per clip, not once per row. One matrix,
-    `qkv`, holds all projections: for each axis in order, its query, key and value rows.
+    `qkv`, holds all projections: for each pattern in order, its query, key and value rows. A
+    pattern has the same projections whether it joins axes or not.
 
     Args:
         embed_dim: D, width of the input.
-        attention_dim: A, width of queries, keys, values and output over all axes.
-        num_heads: heads over all axes.
-        axes: attended axes, as positions in (B, T, H, W).
+        attention_dim: A, width of queries, keys, values and output over all patterns.
+        num_heads: heads over all patterns.
+        patterns: one block of `parse_layout`'s result.
         dropout: on the attention probabilities.
+
+    Raises:
+        ValueError: if the heads do not divide the width, or the patterns the heads.
     """
 
     def __init__(
@@ -108,47 +163,47 @@ class AxisAttention(nn.Module):
         embed_dim: int,
         attention_dim: int,
         num_heads: int,
-        axes: tuple[int, ...],
+        patterns: tuple[Pattern, ...],
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if attention_dim % num_heads or num_heads % len(axes):
+        if attention_dim % num_heads or num_heads % len(patterns):
             raise ValueError(
                 f"{num_heads} heads cannot share an attention width of {attention_dim} among "
-                f"{len(axes)} parallel axes: the width must be divisible by the heads, and the "
-                f"heads by the axes; change embed_dim, num_heads or layout"
+                f"{len(patterns)} parallel axes: the width must be divisible by the heads, and "
+                f"the heads by the axes; change embed_dim, num_heads or layout"
             )
-        self.axes = axes
+        self.patterns = patterns
         self.dropout = dropout
-        # (projections, heads of one axis, head size)
-        self.split = (3 * len(axes), num_heads // len(axes), attention_dim // num_heads)
+        # (projections, heads of one pattern, head size)
+        self.split = (3 * len(patterns), num_heads // len(patterns), attention_dim // num_heads)
         self.qkv = nn.Linear(embed_dim, 3 * attention_dim)
 
     def forward(
-        self, cls: Tensor, tokens: Tensor, biases: dict[int, Tensor]
+        self, cls: Tensor, tokens: Tensor, biases: dict[Pattern, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Attends.
 
         Args:
             cls: (B, D).
             tokens: (B, T, H, W, D).
-            biases: result of `key_biases` for (at least) this block's axes.
+            biases: result of `key_biases` for (at least) this block's patterns.
 
         Returns:
-            CLS (B, A) and tokens (B, T, H, W, A); the axes' results stand one after the other.
+            CLS (B, A) and tokens (B, T, H, W, A); the patterns' results stand one after the other.
         """
         # One unbind into all parts: its backward is a single copy of the gradients.
         cls_parts = self.qkv(cls).unflatten(-1, self.split).unbind(-3)
         token_parts = self.qkv(tokens).unflatten(-1, self.split).unbind(-3)
         dropout = self.dropout if self.training else 0.0
         cls_results, token_results = [], []
-        for index, axis in enumerate(self.axes):
+        for index, pattern in enumerate(self.patterns):
             query, key, value = (
-                _rows_with_cls(cls_parts[part], token_parts[part], axis)
+                _rows_with_cls(cls_parts[part], token_parts[part], pattern)
                 for part in range(3 * index, 3 * index + 3)
             )
-            rows = attend(query, key, value, biases[axis], dropout)  # (B, ., ., h, 1+n, e)
-            cls_rows, token_rows = rows.split([1, tokens.shape[axis]], dim=-2)
-            cls_results.append(cls_rows.squeeze(-2).mean(dim=(1, 2)))  # (B, h, e)
-            token_results.append(token_rows.movedim(-2, axis))  # (B, T, H, W, h, e)
+            rows = attend(query, key, value, biases[pattern], dropout)  # (B, R, h, 1+n, e)
+            cls_rows, token_rows = rows.split([1, rows.shape[-2] - 1], dim=-2)
+            cls_results.append(cls_rows.squeeze(-2).mean(1))  # (B, h, e)
+            token_results.append(_rows_to_grid(token_rows, tokens.shape[1:4], pattern))
         return torch.cat(cls_results, dim=-2).flatten(-2), torch.cat(token_results, -2).flatten(-2)

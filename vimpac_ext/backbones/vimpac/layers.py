@@ -6,7 +6,7 @@ CLS and tokens always go through the same weights.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vimpac_ext.backbones.vimpac.axis_attention import AxisAttention, Layout
+from vimpac_ext.backbones.vimpac.axis_attention import AxisAttention, Layout, Pattern
 from vimpac_ext.backbones.vimpac.dropout import Dropout
 
 NORM_EPS = 1e-12
@@ -22,8 +22,8 @@ class AttentionBlock(nn.Module):
     Args:
         embed_dim: width of the input and output.
         attention_dim: width of the attention.
-        num_heads: heads over all axes.
-        axes: axes attended in parallel, as positions in (B, T, H, W).
+        num_heads: heads over all patterns.
+        patterns: attended in parallel (see `parse_layout`).
         norm: one of `NORM_STYLES`.
         dropout: on the attention probabilities and on the projected result.
     """
@@ -33,21 +33,21 @@ class AttentionBlock(nn.Module):
         embed_dim: int,
         attention_dim: int,
         num_heads: int,
-        axes: tuple[int, ...],
+        patterns: tuple[Pattern, ...],
         norm: str,
         dropout: float,
     ) -> None:
         super().__init__()
         self.norm_style = norm
-        self.attention = AxisAttention(embed_dim, attention_dim, num_heads, axes, dropout)
+        self.attention = AxisAttention(embed_dim, attention_dim, num_heads, patterns, dropout)
         self.output = nn.Linear(attention_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, cls: Tensor, tokens: Tensor, biases: dict[int, Tensor]
+        self, cls: Tensor, tokens: Tensor, biases: dict[Pattern, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(B, D), (B, T, H, W, D), key biases by axis -> the same shapes."""
+        """(B, D), (B, T, H, W, D), key biases by pattern -> the same shapes."""
         residual_cls, residual_tokens = cls, tokens
         if self.norm_style != "post":
             cls, tokens = self.norm(cls), self.norm(tokens)
@@ -106,15 +106,15 @@ class TransformerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.attention_blocks = nn.ModuleList(
-            AttentionBlock(embed_dim, attention_dim, num_heads, axes, norm, dropout)
-            for axes in layout
+            AttentionBlock(embed_dim, attention_dim, num_heads, patterns, norm, dropout)
+            for patterns in layout
         )
         self.mlp = MLP(embed_dim, mlp_dim, norm, dropout)
 
     def forward(
-        self, cls: Tensor, tokens: Tensor, biases: dict[int, Tensor]
+        self, cls: Tensor, tokens: Tensor, biases: dict[Pattern, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(B, D), (B, T, H, W, D), key biases by axis -> the same shapes."""
+        """(B, D), (B, T, H, W, D), key biases by pattern -> the same shapes."""
         for block in self.attention_blocks:
             cls, tokens = block(cls, tokens, biases)
         return self.mlp(cls), self.mlp(tokens)

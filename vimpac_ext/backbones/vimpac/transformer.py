@@ -18,11 +18,23 @@ INIT_STD = 0.02
 HEAD_SIZE = 64  # of the paper's models
 
 
+def _require_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
 @BACKBONES.register()
 class VimpacTransformer(nn.Module):
-    """Transformer over the discrete tokens of a clip, with attention along single axes.
+    """Transformer over the discrete tokens of a clip, with attention along the grid's axes.
 
-    The defaults are the paper's Small model. Numerically the authors' code in eval mode.
+    The defaults are the paper's Small model. Numerically the authors' code in eval mode, and with
+    its dropout and initialisation in training.
+
+    The parameter counts of the paper's Tables 2, 11 and 14 are those of this backbone, token
+    embedding included, without heads. One row does not follow from the paper's own blocks:
+    Table 14 gives "T,HxW" 27.1M, but a block has as many parameters with "HxW" as with "H|W" (one
+    query, key, value and output map of width D), so it has the 29.4M of "T,H|W".
 
     Args:
         grid: frames, height and width in tokens.
@@ -31,7 +43,8 @@ class VimpacTransformer(nn.Module):
         num_layers: number of layers.
         num_heads: heads of each attention block; None = one per 64 channels of `embed_dim`.
         layout: axes of the attention blocks of a layer: "," = one block after the other, "|" =
-            side by side, each with its share of the heads.
+            side by side, each with its share of the heads, "x" = joined: "HxW" is full attention
+            over a frame, "TxHxW" over the clip.
         norm: "post" (the paper's), "pre" (standard) or "pre_normalized_residual" (the authors'
             pre-LN: the residual of an attention block starts from the normalised input).
         position: "hw_separation" (the paper's), "temporal_separation" or "default" (one table).
@@ -47,7 +60,8 @@ class VimpacTransformer(nn.Module):
         token_embedding: the embedding table, to which a head may be tied.
 
     Raises:
-        ValueError: on an unknown option value, or heads that do not divide the width.
+        ValueError: on an unknown option value, or sizes that do not fit (such as heads that do not
+            divide the width).
     """
 
     input_kind = "tokens"
@@ -76,13 +90,20 @@ class VimpacTransformer(nn.Module):
                     f"embed_dim={embed_dim} is not a multiple of {HEAD_SIZE}: give num_heads"
                 )
             num_heads = embed_dim // HEAD_SIZE
+        _require_positive(
+            grid=min(grid),
+            vocab_size=vocab_size,
+            embed_dim=embed_dim,
+            num_layers=num_layers,
+            num_heads=num_heads,
+        )
         self.grid = TokenGrid(*grid)
         self.special = SpecialTokens(vocab_size)
         self.embed_dim = embed_dim
         self.norm_style = norm
         self.activation_checkpointing = activation_checkpointing
-        axes_of_blocks = parse_layout(layout)
-        self.axes = {axis for axes in axes_of_blocks for axis in axes}
+        blocks = parse_layout(layout)
+        self.patterns = {pattern for block in blocks for pattern in block}
 
         self.token_embedding = nn.Embedding(self.special.num_embeddings, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(embed_dim))
@@ -98,13 +119,13 @@ class VimpacTransformer(nn.Module):
                 attention_dim=embed_dim // 2 if halve_attention else embed_dim,
                 mlp_dim=2 * embed_dim if halve_mlp else 4 * embed_dim,
                 num_heads=num_heads,
-                layout=axes_of_blocks,
+                layout=blocks,
                 norm=norm,
                 dropout=dropout,
             )
             for _ in range(num_layers)
         )
-        self._reset_parameters(num_residuals=num_layers * (len(axes_of_blocks) + 1))
+        self._reset_parameters(num_residuals=num_layers * (len(blocks) + 1))
 
     def _reset_parameters(self, num_residuals: int) -> None:
         for name, module in self.named_modules():
@@ -124,24 +145,26 @@ class VimpacTransformer(nn.Module):
         """Encodes token clips.
 
         Args:
-            clip: int64 (B, T, H, W) token ids, special ids included. Padding is not attended to,
-                but gets features like any other position.
+            clip: integer (B, T, H, W) token ids, special ids included. Padding is not attended
+                to, but gets features like any other position. In a clip of nothing but padding
+                every position sees CLS alone.
 
         Returns:
             "cls" (B, D) and "features" (B, T, H, W, D).
 
         Raises:
-            ValueError: if the clip is not of the model's grid, or (checked on CPU only, where
-                looking costs nothing) holds ids outside the embedding.
+            ValueError: if the clip is not of the model's grid, does not hold integers, or (checked
+                on CPU only, where looking costs nothing) holds ids outside the embedding.
         """
         self._check(clip)
+        clip = clip.long()  # token stores hold int16, which an embedding does not take
         cls_position, token_position = self.position()
         cls = (self.cls_token + cls_position).expand(clip.shape[0], -1)  # (B, D)
         tokens = self.token_embedding(clip) + token_position  # (B, T, H, W, D)
         if self.norm_style == "post":
             cls, tokens = self.input_norm(cls), self.input_norm(tokens)
         cls, tokens = self.input_dropout(cls), self.input_dropout(tokens)
-        biases = key_biases(clip == self.special.pad, self.axes)
+        biases = key_biases(clip == self.special.pad, self.patterns)
         for layer in self.layers:
             if self.activation_checkpointing and self.training:
                 cls, tokens = checkpoint(layer, cls, tokens, biases, use_reentrant=False)
@@ -170,6 +193,8 @@ class VimpacTransformer(nn.Module):
                 f"= (batch, frames, height, width), got {tuple(clip.shape)}; for another grid "
                 "build the model with it and resize the position tables of its weights"
             )
+        if clip.is_floating_point() or clip.dtype == torch.bool:
+            raise ValueError(f"the model takes token ids (integers), got {clip.dtype}")
         if clip.device.type == "cpu" and clip.numel() and not torch.compiler.is_compiling():
             lowest, highest = (int(value) for value in clip.aminmax())
             if lowest < 0 or highest >= self.special.num_embeddings:

@@ -120,7 +120,15 @@ def to_original_state_dict(components: Mapping[str, StateDict], layout: str) -> 
 
     Returns:
         State dict with the authors' keys, prefixed by component, tied weights under both names.
+
+    Raises:
+        ValueError: if the layout has joined axes, which the authors' code lacks.
     """
+    if any(len(pattern) > 1 for block in parse_layout(layout) for pattern in block):
+        raise ValueError(
+            f"a backbone with layout={layout!r} cannot be written for the authors' code: it "
+            "attends along single axes only"
+        )
     backbone = components["backbone"]
     original: StateDict = {}
     for component, state in components.items():
@@ -202,9 +210,9 @@ def _rename(key: str, renames: Iterable[tuple[str, str]]) -> str | None:
 
 def _split_qkv(prefix: str, match: re.Match[str], tensor: Tensor, layout: str) -> StateDict:
     layer, block, kind = match.groups()
-    num_axes = len(parse_layout(layout)[int(block)])
+    num_patterns = len(parse_layout(layout)[int(block)])
     stem = f"{prefix}transformer.resblocks.{layer}.attention_blocks.{block}.attentions"
     return {
         f"{stem}.{part // 3}.attention.{_QKV[part % 3]}.{kind}": piece.clone()
-        for part, piece in enumerate(tensor.chunk(3 * num_axes))
+        for part, piece in enumerate(tensor.chunk(3 * num_patterns))
     }
