@@ -12,6 +12,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Who may import whom: a package may import those of lower layers and itself.
 LAYERS = {
     "files": 0,
+    "untrusted": 0,
     "registries": 0,
     "structures": 0,
     "config": 0,
@@ -26,6 +27,7 @@ LAYERS = {
     "visualization": 1,
     "tasks": 2,
     "evaluation": 2,
+    "checkpoints": 2,
     "plugins": 2,
     "catalogue": 3,
     "engine": 3,

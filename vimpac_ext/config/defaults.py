@@ -80,10 +80,14 @@ DEFAULTS: dict[str, Any] = {
         "SCHEDULE_EPOCHS": 0,  # epochs that the schedule spans; 0 = MAX_EPOCH
         "SCHEDULE_START_EPOCH": 0,  # epochs of the schedule that an earlier stage has done
         "WARMUP_RATIO": 0.1,  # share of all updates spent on linear warm-up
-        "OPTIMIZING_METHOD": "adamw",
+        "OPTIMIZING_METHOD": "adamw",  # adamw, adamw_original (the authors'), adam, sgd
         "BETAS": [0.9, 0.999],
         "EPS": 1e-8,
-        "WEIGHT_DECAY": 0.01,  # not applied to biases and normalisation weights
+        "MOMENTUM": 0.9,  # of sgd
+        "DAMPENING": 0.0,  # of sgd
+        "NESTEROV": True,  # of sgd
+        "WEIGHT_DECAY": 0.01,
+        "NO_DECAY": "vectors",  # not decayed: vectors (biases, gains of norms, [CLS]), original
         "CLIP_GRAD_L2NORM": 1.0,  # 0 = off
     },
     # --- run --------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ _CHOICES = {
     "TEST.START_RULE": ("linspace", "uniform", "vimpac"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "SOLVER.LR_POLICY": ("linear", "constant"),
-    "SOLVER.OPTIMIZING_METHOD": ("adamw",),
+    "SOLVER.OPTIMIZING_METHOD": ("adamw", "adamw_original", "adam", "sgd"),
+    "SOLVER.NO_DECAY": ("vectors", "original"),
     "NUM_GPUS": (0, 1),
 }
 _POSITIVE = (
@@ -37,6 +38,8 @@ _NOT_NEGATIVE = (
     "DATA_LOADER.NUM_WORKERS",
     "EXTRACT.NUM_WORKERS",
     "MODEL.NUM_CLASSES",
+    "SOLVER.MOMENTUM",
+    "SOLVER.DAMPENING",
     "SOLVER.WEIGHT_DECAY",
     "SOLVER.CLIP_GRAD_L2NORM",
     "SOLVER.WARMUP_RATIO",
@@ -72,6 +75,7 @@ def validate(loaded: LoadedConfig) -> None:
     )
     _check_batch(loaded)
     _check_schedule(loaded)
+    _check_momentum(loaded)
     _check_crops(loaded)
 
 
@@ -100,6 +104,13 @@ def _check_schedule(loaded: LoadedConfig) -> None:
             done <= solver.SCHEDULE_EPOCHS,
             f"0 or at least SCHEDULE_START_EPOCH + MAX_EPOCH ({done})",
         )
+
+
+def _check_momentum(loaded: LoadedConfig) -> None:
+    solver = loaded.cfg.SOLVER
+    if solver.OPTIMIZING_METHOD == "sgd" and solver.NESTEROV:
+        fits = solver.MOMENTUM > 0 and solver.DAMPENING == 0
+        _require(loaded, "SOLVER.NESTEROV", fits, "False unless MOMENTUM > 0 and DAMPENING = 0")
 
 
 def _check_crops(loaded: LoadedConfig) -> None:

@@ -20,7 +20,7 @@ from vimpac_ext.engine.checkpoint import (
     initialise_weights,
 )
 from vimpac_ext.engine.events import EventLog
-from vimpac_ext.engine.optim import adamw
+from vimpac_ext.engine.optim import build_optimizer
 from vimpac_ext.engine.schedule import learning_rate
 from vimpac_ext.engine.tester import Tester, require_labels
 from vimpac_ext.engine.trainer import Trainer, TrainerOptions
@@ -62,8 +62,7 @@ def train(
             len(dataset.records),
             missing[0].video_id,
         )
-    solver = cfg.SOLVER
-    optimizer = adamw(task, solver.BASE_LR, solver.BETAS, solver.EPS, solver.WEIGHT_DECAY)
+    optimizer = build_optimizer(task, cfg.SOLVER)
     checkpointer = Checkpointer(folder, cfg.dump(), _facts(clips))
     first_update = _start(cfg, task, optimizer, checkpointer)
     sampler = _sampler(cfg, len(clips), first_update)

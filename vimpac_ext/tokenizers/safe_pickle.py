@@ -18,6 +18,8 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vimpac_ext.untrusted import DAMAGE
+
 _LEGACY_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _DTYPES = {
@@ -32,21 +34,6 @@ _DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# What a damaged or forged file makes the readers below raise.
-_DAMAGE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,  # a jump outside the file
-    RuntimeError,  # includes RecursionError and NotImplementedError
-    TypeError,
-    ValueError,
-)
 
 
 class _Inert:
@@ -106,7 +93,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             file.seek(0)
             unpickler, saved, memory = _read_zip(file) if is_zip else _read_legacy(file)
             tensors = {name: _tensor(record, memory) for name, record in _named_records(saved)}
-        except _DAMAGE as error:
+        except DAMAGE as error:
             raise ValueError(
                 f"{path}: damaged, or not written by torch.save ({type(error).__name__}: {error})"
             ) from error

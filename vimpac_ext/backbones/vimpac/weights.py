@@ -4,8 +4,7 @@ The authors keep query, key and value of every axis apart; ours stand one under 
 matrix, so converting is more than renaming. Numerically nothing changes.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,68 +12,24 @@ from torch import Tensor
 
 from vimpac_ext.backbones.vimpac.axis_attention import parse_layout
 from vimpac_ext.backbones.vimpac.embedding import position_table_rows
+from vimpac_ext.backbones.vimpac.original_names import (
+    ORIGINAL_QKV,
+    QKV,
+    TIED_COPIES,
+    component_of,
+    original_names,
+    original_position,
+    rename,
+)
 from vimpac_ext.structures import TokenGrid
 
 StateDict = dict[str, Tensor]
-Renames = tuple[tuple[str, str], ...]
-
-# The authors' name and ours; "#" stands for a number. A name that ends in "." (or is empty) is that
-# of a module and stands for its tensors.
-_BACKBONE: Renames = (
-    ("embedding.weight", "token_embedding.weight"),
-    ("cls_param", "cls_token"),
-    ("positional_embedding.cls_pos_embedding", "position.cls"),
-    ("positional_embedding.temporal_pos_embedding", "position.frames"),
-    ("positional_embedding.height_pos_embedding", "position.height"),
-    ("positional_embedding.width_pos_embedding", "position.width"),
-    ("positional_embedding.spatial_pos_embedding", "position.spatial"),
-    ("positional_embedding.positional_embedding", "position.joint"),
-    ("ln_pre.", "input_norm."),
-    ("ln_post.", "output_norm."),
-    ("transformer.resblocks.#.mlp.c_fc.", "layers.#.mlp.expand."),
-    ("transformer.resblocks.#.mlp.c_proj.", "layers.#.mlp.contract."),
-    ("transformer.resblocks.#.ln.", "layers.#.mlp.norm."),
-)
-_OUTPUT = "layers.#.attention_blocks.#.output."
-_NORM = "layers.#.attention_blocks.#.norm."
-_POST_LN: Renames = (
-    ("transformer.resblocks.#.attention_blocks.#.output.dense.", _OUTPUT),
-    ("transformer.resblocks.#.attention_blocks.#.output.LayerNorm.", _NORM),
-)
-_PRE_LN: Renames = (
-    ("transformer.resblocks.#.attention_blocks.#.dense.", _OUTPUT),
-    ("transformer.resblocks.#.attention_blocks.#.LayerNorm.", _NORM),
-)
-_TOKEN_HEAD: Renames = (
-    ("transform.0.", "transform."),
-    ("transform.2.", "norm."),
-    ("bias", "bias"),
-)
-_LINEAR: Renames = (("mlp.linear_#.", "linears.#."),)
-_BATCH_NORM: Renames = (("mlp.bn_#.", "norms.#."),)
-_LAYER_NORM: Renames = (("mlp.ln_#.", "norms.#."),)
-_CLASSIFIER: Renames = (("", "linear."),)
-
-# The authors' prefix of each component and its possible names.
-_COMPONENTS: dict[str, tuple[str, Renames]] = {
-    "backbone": ("backbone.", _BACKBONE + _POST_LN + _PRE_LN),
-    "token_head": ("mlm_head.", _TOKEN_HEAD),
-    "projection_head": ("cls_head.", _LINEAR + _BATCH_NORM + _LAYER_NORM),
-    "classification_head": ("cls_fc.", _CLASSIFIER),
-}
-_TIED = "mlm_head.decoder."  # the token embedding and the bias of the token head, once more
-
-_TENSOR = "(weight|bias|running_mean|running_var|num_batches_tracked)"
-_QKV = ("query", "key", "value")
-_ORIGINAL_QKV = re.compile(
-    r"transformer\.resblocks\.(\d+)\.attention_blocks\.(\d+)\.attentions\.(\d+)\.attention\."
-    rf"({'|'.join(_QKV)})\.(weight|bias)"
-)
-_OUR_QKV = re.compile(r"layers\.(\d+)\.attention_blocks\.(\d+)\.attention\.qkv\.(weight|bias)")
 
 
 def convert_original_state_dict(state: Mapping[str, Tensor]) -> dict[str, StateDict]:
     """Turns a state dict of the authors' code into state dicts of our modules.
+
+    Optimizer moments under the names of their parameters are converted by the same rules.
 
     Args:
         state: a backbone alone, a pre-training model (keys ``backbone.*``, ``mlm_head.*``,
@@ -86,28 +41,28 @@ def convert_original_state_dict(state: Mapping[str, Tensor]) -> dict[str, StateD
         "classification_head") what its `load_state_dict` takes.
 
     Raises:
-        ValueError: if a key does not belong to such a model.
+        ValueError: if a key does not belong to such a model, or a query, key or value is missing.
     """
     converted: dict[str, StateDict] = {}
     qkv: dict[str, dict[tuple[int, int], Tensor]] = {}
     for original_key, tensor in state.items():
         key = original_key.removeprefix("module.")
-        if key.startswith(_TIED):
+        if key in TIED_COPIES:
             continue
-        component, name, renames = _component(key)
-        if component == "backbone" and (match := _ORIGINAL_QKV.fullmatch(name)):
-            layer, block, axis, which, kind = match.groups()
+        component, name, renames = component_of(key)
+        if component == "backbone" and (match := ORIGINAL_QKV.fullmatch(name)):
+            layer, block, pattern, which, kind = match.groups()
             ours = f"layers.{layer}.attention_blocks.{block}.attention.qkv.{kind}"
-            qkv.setdefault(ours, {})[int(axis), _QKV.index(which)] = tensor
+            qkv.setdefault(ours, {})[int(pattern), QKV.index(which)] = tensor
             continue
-        renamed = _rename(name, renames)
+        renamed = rename(name, renames)
         if renamed is None:
             raise ValueError(f"{original_key} is not a weight of the original VIMPAC model")
-        converted.setdefault(component, {})[renamed] = tensor
+        if renamed in converted.setdefault(component, {}):
+            raise ValueError(f"{original_key} is there twice, with and without a prefix")
+        converted[component][renamed] = tensor
     for ours, parts in qkv.items():
-        converted.setdefault("backbone", {})[ours] = torch.cat(
-            [parts[place] for place in sorted(parts)]
-        )
+        converted.setdefault("backbone", {})[ours] = _stack_qkv(ours, parts)
     return converted
 
 
@@ -119,36 +74,35 @@ def to_original_state_dict(components: Mapping[str, StateDict], layout: str) -> 
         layout: the backbone's layout string.
 
     Returns:
-        State dict with the authors' keys, prefixed by component, tied weights under both names.
-
-    Raises:
-        ValueError: if the layout has joined axes, which the authors' code lacks.
+        State dict with the authors' keys in their model's order, prefixed by component, tied
+        weights under both names.
     """
-    if any(len(pattern) > 1 for block in parse_layout(layout) for pattern in block):
-        raise ValueError(
-            f"a backbone with layout={layout!r} cannot be written for the authors' code: it "
-            "attends along single axes only"
-        )
-    backbone = components["backbone"]
+    num_patterns = [len(block) for block in parse_layout(layout)]
     original: StateDict = {}
     for component, state in components.items():
-        prefix, renames = _COMPONENTS[component]
-        if component == "backbone":
-            renames = _BACKBONE + (_POST_LN if "input_norm.weight" in backbone else _PRE_LN)
-        elif component == "projection_head":
-            has_statistics = any(key.endswith("running_mean") for key in state)
-            renames = _LINEAR + (_BATCH_NORM if has_statistics else _LAYER_NORM)
-        reverse = tuple((ours, theirs) for theirs, ours in renames)
-        for key, tensor in state.items():
-            if component == "backbone" and (match := _OUR_QKV.fullmatch(key)):
-                original.update(_split_qkv(prefix, match, tensor, layout))
-                continue
-            renamed = _rename(key, reverse)
-            assert renamed is not None, f"{key} is not a weight of our {component}"
-            original[prefix + renamed] = tensor
+        names = original_names(component, state, num_patterns)
+        original.update(split_to_original(state, names))
     if "token_head" in components:
-        original[f"{_TIED}weight"] = backbone["token_embedding.weight"]
-        original[f"{_TIED}bias"] = components["token_head"]["bias"]
+        original.update({copy: original[source] for copy, source in TIED_COPIES.items()})
+    return {key: original[key] for key in sorted(original, key=original_position)}
+
+
+def split_to_original(
+    state: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]]
+) -> StateDict:
+    """Puts tensors (weights, or moments of them) under the authors' names.
+
+    Args:
+        state: our key -> tensor.
+        names: result of `original_names`, for at least these keys.
+    """
+    original: StateDict = {}
+    for key, tensor in state.items():
+        if len(names[key]) == 1:
+            original[names[key][0]] = tensor
+        else:
+            pieces = tensor.chunk(len(names[key]))
+            original.update(zip(names[key], (piece.clone() for piece in pieces), strict=True))
     return original
 
 
@@ -187,32 +141,12 @@ def resize_position_tables(state: Mapping[str, Tensor], grid: tuple[int, int, in
     return resized
 
 
-def _component(key: str) -> tuple[str, str, Renames]:
-    """Component of an original key, the key within it, and the component's names."""
-    for component, (prefix, renames) in _COMPONENTS.items():
-        if key.startswith(prefix):
-            return component, key.removeprefix(prefix), renames
-    return "backbone", key, _COMPONENTS["backbone"][1]  # a backbone alone has no prefix
-
-
-def _rename(key: str, renames: Iterable[tuple[str, str]]) -> str | None:
-    for old, new in renames:
-        is_module = old == "" or old.endswith(".")
-        pattern = re.escape(old).replace(r"\#", r"(\d+)") + (_TENSOR if is_module else "")
-        match = re.fullmatch(pattern, key)
-        if match:
-            renamed = new + ("#" if is_module else "")
-            for group in match.groups():
-                renamed = renamed.replace("#", group, 1)
-            return renamed
-    return None
-
-
-def _split_qkv(prefix: str, match: re.Match[str], tensor: Tensor, layout: str) -> StateDict:
-    layer, block, kind = match.groups()
-    num_patterns = len(parse_layout(layout)[int(block)])
-    stem = f"{prefix}transformer.resblocks.{layer}.attention_blocks.{block}.attentions"
-    return {
-        f"{stem}.{part // 3}.attention.{_QKV[part % 3]}.{kind}": piece.clone()
-        for part, piece in enumerate(tensor.chunk(3 * num_patterns))
-    }
+def _stack_qkv(name: str, parts: Mapping[tuple[int, int], Tensor]) -> Tensor:
+    """Queries, keys and values, by (axis, which of the three), one under the other."""
+    places = sorted(parts)
+    num_patterns, left = divmod(len(places), len(QKV))
+    if left or places != [(p, which) for p in range(num_patterns) for which in range(len(QKV))]:
+        raise ValueError(f"a query, key or value of {name} is missing; found {places}")
+    if len({tensor.shape for tensor in parts.values()}) > 1:
+        raise ValueError(f"the queries, keys and values of {name} differ in shape")
+    return torch.cat([parts[place] for place in places])
