@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -44,7 +45,9 @@ def load_weights(file: str | Path | IO[bytes]) -> Any:
         ValueError: if the file is damaged or asks for anything else; it is not executed.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # it doubts pickles that it then reads or refuses
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(file, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         raise ValueError(
             f"damaged, or holds more than tensors and plain values ({first_line(error)})"

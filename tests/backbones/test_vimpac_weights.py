@@ -68,6 +68,49 @@ def test_position_tables_are_interpolated_as_in_the_original():
         assert torch.equal(resize_table(before, len(after)), after), name
 
 
+GRIDS = {  # of the groups in the fixture: before, after
+    "a": ((5, 16, 16), (10, 16, 16)),
+    "b": ((5, 16, 16), (5, 32, 32)),
+    "c": ((5, 16, 16), (10, 32, 32)),
+    "d": ((10, 32, 32), (5, 16, 16)),
+    "e": ((4, 5, 6), (7, 11, 9)),
+    "default": ((2, 3, 4), (3, 5, 6)),
+    "temporal_separation": ((2, 3, 4), (3, 5, 6)),
+}
+TABLES = {
+    "cls_pos_embedding": "position.cls",
+    "temporal_pos_embedding": "position.frames",
+    "height_pos_embedding": "position.height",
+    "width_pos_embedding": "position.width",
+    "spatial_pos_embedding": "position.spatial",
+    "positional_embedding": "position.joint",
+}
+
+
+@pytest.mark.parametrize("group", GRIDS)
+def test_a_model_for_another_grid_gets_the_tables_of_the_original(group):
+    data = np.load(FIXTURES / "pos_interp.npz")
+    position = group if group in ("default", "temporal_separation") else "hw_separation"
+    source, target = (
+        VimpacTransformer(
+            grid, vocab_size=4, embed_dim=8, num_layers=1, num_heads=1, layout="T",
+            position=position,
+        )
+        for grid in GRIDS[group]
+    )  # fmt: skip
+    state = source.state_dict()
+    before, after = (
+        {ours: torch.tensor(data[f"{group}/{name}/{when}"])
+         for name, ours in TABLES.items() if f"{group}/{name}/{when}" in data.files}
+        for when in ("before", "after")
+    )  # fmt: skip
+    assert before
+    state.update(before)
+    target.load_state_dict(target.adapt_state(state)[0])
+    for name, table in after.items():
+        assert torch.equal(target.state_dict()[name], table), name
+
+
 @pytest.mark.parametrize("position", ["hw_separation", "temporal_separation", "default"])
 def test_weights_move_to_another_grid(position):
     source, target = (

@@ -1,10 +1,12 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from vimpac_ext.backbones import VimpacTransformer
 from vimpac_ext.engine.checkpoint import (
     Checkpointer,
     CheckpointError,
@@ -15,6 +17,9 @@ from vimpac_ext.engine.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
+from vimpac_ext.engine.optim import parameter_groups
+from vimpac_ext.engine.original_adamw import OriginalAdamW
+from vimpac_ext.tasks import FinetuneTask
 
 
 class Backbone(nn.Module):
@@ -98,6 +103,52 @@ def test_moments_follow_their_parameters(tmp_path):
     other = Task(head="classification")
     with pytest.raises(CheckpointError, match="other parameters"):
         initialise_moments(path, other, torch.optim.AdamW(other.parameters()))
+
+
+@pytest.mark.parametrize("group", "abcde")
+def test_moments_of_position_tables_are_interpolated_as_in_the_original(
+    tmp_path, fixtures_dir, group
+):
+    data = np.load(fixtures_dir / "original" / "pos_interp.npz")
+    tasks = []
+    for when in ("before", "after"):
+        grid = tuple(len(data[f"{group}/{axis}_pos_embedding/{when}"])
+                     for axis in ("temporal", "height", "width"))  # fmt: skip
+        backbone = VimpacTransformer(
+            grid, vocab_size=4, embed_dim=8, num_layers=1, num_heads=1, layout="T"
+        )
+        tasks.append(FinetuneTask(backbone, {}, {}))
+    source, target = tasks
+    optimizer = OriginalAdamW(source.parameters())
+    for parameter in source.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = optimizer.state[source.backbone.position.height]
+    for name in ("exp_avg", "exp_avg_sq"):
+        moments[name].copy_(torch.tensor(data[f"{group}/opt/{name}/before"]))
+    path = Checkpointer(tmp_path, "", {}).save(source, optimizer, epoch=1, update=1)
+    # The next stage may be trained with another optimizer and other groups.
+    other = torch.optim.AdamW(parameter_groups(target, 0.1))
+    initialise_moments(path, target, other)
+    found = other.state[target.backbone.position.height]
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(found[name], torch.tensor(data[f"{group}/opt/{name}/after"]))
+    assert found["step"] == 1
+    assert torch.equal(
+        other.state[target.backbone.token_embedding.weight]["exp_avg"],
+        optimizer.state[source.backbone.token_embedding.weight]["exp_avg"],
+    )
+
+
+def test_moments_of_an_optimizer_without_any_are_refused(tmp_path):
+    task = Task()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
+    sum(p.square().sum() for p in task.parameters()).backward()
+    optimizer.step()
+    path = Checkpointer(tmp_path, "", {}).save(task, optimizer, epoch=1, update=1)
+    target = Task()
+    with pytest.raises(CheckpointError, match=r"without exp_avg; set TRAIN.CHECKPOINT_OPTIMIZER"):
+        initialise_moments(path, target, torch.optim.AdamW(target.parameters()))
 
 
 @pytest.mark.parametrize("use", ["load", "initialise", "restore"])

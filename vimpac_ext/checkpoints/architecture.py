@@ -74,6 +74,7 @@ def infer_architecture(
     if "backbone" not in components:
         raise ValueError("it has no backbone")
     backbone = components["backbone"]
+    patterns = patterns_of_original(state)
     embed_dim = _size(backbone, "cls_token")
     attention_dim = _size(backbone, "layers.0.attention_blocks.0.attention.qkv.weight") // 3
     mlp_dim = _size(backbone, "layers.0.mlp.expand.weight")
@@ -82,7 +83,7 @@ def infer_architecture(
         "NAME": "VimpacTransformer",
         "embed_dim": embed_dim,
         "num_layers": _count(backbone, "layers.{}.mlp.expand.weight"),
-        "layout": _layout(patterns_of_original(state), layout, options, notes),
+        "layout": _layout(patterns, layout, options, notes),
         "norm": "post" if "input_norm.weight" in backbone else "pre_normalized_residual",
         "position": _position_form(backbone),
         "halve_attention": _is_half(attention_dim, embed_dim, "attention"),
@@ -113,8 +114,9 @@ def infer_architecture(
 def number_option(options: Mapping[str, Any], name: str, default: float) -> float:
     """The number that an option holds; ``default`` if it is missing or holds something else."""
     value = options.get(name)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return default
+    return float(value)
 
 
 def _heads(

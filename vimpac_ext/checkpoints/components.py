@@ -66,8 +66,9 @@ def original_state_names(
     """
     names = {}
     for component, prefix, module in parts_of(model):
-        if component == "backbone" and num_patterns is None:
-            num_patterns = [1] * len(module.layers[0].attention_blocks)
+        if isinstance(module, VimpacTransformer) and num_patterns is None:
+            first_layer: Any = module.layers[0]
+            num_patterns = [1] * len(first_layer.attention_blocks)
         found = original_names(component, module.state_dict(), num_patterns or ())
         names.update({prefix + key: theirs for key, theirs in found.items()})
     return names

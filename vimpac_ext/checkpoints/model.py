@@ -16,7 +16,8 @@ from vimpac_ext.backbones.vimpac.original_names import TIED_COPIES
 from vimpac_ext.build import build
 from vimpac_ext.checkpoints.architecture import Architecture, infer_architecture
 from vimpac_ext.checkpoints.components import merge_components
-from vimpac_ext.checkpoints.options import config_tree, contradictions, full_config
+from vimpac_ext.checkpoints.configuration import config_tree, full_config
+from vimpac_ext.checkpoints.options import contradictions
 from vimpac_ext.checkpoints.source import OriginalCheckpointError, OriginalFiles, read_original
 from vimpac_ext.heads import MaskedTokenHead
 from vimpac_ext.registries import BACKBONES, HEADS
@@ -167,7 +168,7 @@ def understand(
         with torch.device("meta"):  # the weights come from the file: none need be drawn
             model = VimpacModel(architecture)
         state = merge_components(model, components)
-        _require_same_shapes(model.state_dict(), state)
+        require_same_shapes(model.state_dict(), state)
         _require_tied(files.state)
     except ValueError as error:
         raise OriginalCheckpointError(
@@ -180,7 +181,8 @@ def understand(
     return OriginalModel(files, state, model.eval(), tree, notes)
 
 
-def _require_same_shapes(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+def require_same_shapes(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, naming some keys, unless all tensors of a model are there and fit."""
     problems = [f"{key} is missing" for key in own if key not in stored]
     problems += [f"{key} has no place" for key in stored if key not in own]
     problems += [

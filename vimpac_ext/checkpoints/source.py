@@ -68,20 +68,26 @@ def read_original(path: str | Path, with_optimizer: bool = False) -> OriginalFil
     """
     files = _open(Path(path))
     where = files.describe(files.weights)
-    digest = hashlib.sha256()
     with files.open(files.weights) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+        sha256 = sha256_of_stream(file)
         file.seek(0)
         state = _checked_state(where, _load(where, load_weights, file))
     return OriginalFiles(
         where=where,
-        sha256=digest.hexdigest(),
+        sha256=sha256,
         state=state,
         arguments=_read_arguments(files),
         optimizer=_read_dict(files, OPTIMIZER) if with_optimizer else None,
         scheduler=_read_dict(files, SCHEDULER) if with_optimizer else None,
     )
+
+
+def sha256_of_stream(file: IO[bytes]) -> str:
+    """What `sha256sum` prints of the rest of an open file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

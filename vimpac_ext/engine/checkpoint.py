@@ -100,6 +100,11 @@ class Checkpointer:
             return None
         hint = "; choose another OUTPUT_DIR, or TRAIN.AUTO_RESUME False to start again"
         checkpoint = read_checkpoint(path)
+        if "rng_state" not in checkpoint:
+            raise CheckpointError(
+                f"{path} was converted: it can start a run (TRAIN.CHECKPOINT_FILE_PATH), but is "
+                f"none that can be resumed{hint}"
+            )
         _require_same_facts(path, checkpoint["facts"], self.facts, hint)
         _require_same_model(path, model.state_dict(), checkpoint["model_state"], hint)
         model.load_state_dict(checkpoint["model_state"])
@@ -213,24 +218,37 @@ def initialise_moments(path: Path, task: Any, optimizer: torch.optim.Optimizer) 
     """Takes an earlier stage's Adam moments, resized like the parameters that they belong to.
 
     Raises:
-        CheckpointError: if the checkpoint's optimizer had other parameters.
+        CheckpointError: if the checkpoint's optimizer had other parameters, or no moments.
     """
     checkpoint = read_checkpoint(path)
+    hint = "; set TRAIN.CHECKPOINT_OPTIMIZER False"
     names = _names_in_order(task, optimizer)
-    if checkpoint["optimizer_names"] != names:
-        raise CheckpointError(
-            f"{path} has optimizer state for other parameters; set TRAIN.CHECKPOINT_OPTIMIZER False"
-        )
-    stored = checkpoint["optimizer_state"]["state"]
+    if set(checkpoint["optimizer_names"]) != set(names):
+        raise CheckpointError(f"{path} has optimizer state for other parameters{hint}")
+    # By name: the parameters may be in other groups than before, and so in another order.
+    stored = moments_by_name(checkpoint)
+    if not stored:
+        raise CheckpointError(f"{path} has no optimizer state{hint}")
     for moment in ("exp_avg", "exp_avg_sq"):
-        by_name = {name: stored[i][moment] for i, name in enumerate(names) if i in stored}
-        adapted, _ = task.backbone.adapt_state(_below(by_name, BACKBONE))
-        by_name.update({BACKBONE + key: value for key, value in adapted.items()})
-        for i, name in enumerate(names):
-            if i in stored:
-                stored[i][moment] = by_name[name]
+        if any(moment not in entry for entry in stored.values()):
+            raise CheckpointError(f"{path} has the state of an optimizer without {moment}{hint}")
+        values = {name: entry[moment] for name, entry in stored.items()}
+        adapted, _ = task.backbone.adapt_state(_below(values, BACKBONE))
+        for key, value in adapted.items():
+            stored[BACKBONE + key][moment] = value
+    state = {number: stored[name] for number, name in enumerate(names) if name in stored}
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": stored, "param_groups": groups})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def moments_by_name(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The optimizer's state in a checkpoint, by the names of the parameters that have one."""
+    state = checkpoint["optimizer_state"]["state"]
+    return {
+        name: dict(state[number])
+        for number, name in enumerate(checkpoint["optimizer_names"])
+        if number in state
+    }
 
 
 def _names_in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

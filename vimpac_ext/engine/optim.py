@@ -35,14 +35,13 @@ def parameter_groups(
     names = original_state_names(model) if no_decay == "original" else {}
     if no_decay == "original" and not any(name.startswith("backbone.") for name in names):
         raise ValueError("SOLVER.NO_DECAY original is for the VimpacTransformer; use vectors")
-    decayed, undecayed = [], []
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name in names:
-            is_out = is_undecayed(names[name][0])
-        else:
-            is_out = parameter.ndim <= 1
+        is_vector = parameter.ndim <= 1
+        is_out = is_undecayed(names[name][0]) if name in names else is_vector
         (undecayed if is_out else decayed).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
