@@ -1,6 +1,7 @@
 """Checkpoints of the authors' code as models: their outputs, and what is inferred."""
 
 import argparse
+import dataclasses
 import json
 import pickle
 import pprint
@@ -12,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from vimpac_ext.backbones.vimpac import to_original_state_dict
+from vimpac_ext.backbones.vimpac import convert_original_state_dict, to_original_state_dict
 from vimpac_ext.build import build
 from vimpac_ext.checkpoints import OriginalCheckpointError, VimpacModel, load_original
-from vimpac_ext.checkpoints.architecture import Architecture
+from vimpac_ext.checkpoints.architecture import Architecture, infer_architecture
 from vimpac_ext.engine.assembly import build_task
 from vimpac_ext.plugins import import_builtin_components
 from vimpac_ext.registries import BACKBONES, HEADS
@@ -249,6 +250,37 @@ def test_the_grid_behind_flat_tables(tmp_path, position):
     with pytest.raises(OriginalCheckpointError, match=r"do not fit a grid of \(3, 5, 5\)"):
         load_original(tmp_path, grid=(3, 5, 5))
     assert_same_outputs(load_original(tmp_path, grid=(3, 4, 4))[0], model, tokens)
+
+
+@pytest.mark.parametrize(
+    ("head", "backbone", "millions"),
+    [
+        ((2, 2048), {"embed_dim": 512, "num_layers": 6}, 31.29),
+        ((3, 4096), {"embed_dim": 1024, "num_layers": 24, "halve_mlp": True,
+                     "halve_attention": True}, 233.21),
+        ((2, 2048), {"embed_dim": 512, "num_layers": 6, "layout": "T,H,W"}, 31.29 + 35.75 - 29.44),
+    ],
+    ids=["small.sh", "large.sh", "small, axes in sequence (Table 14)"],
+)  # fmt: skip
+def test_the_scripts_models_are_recognised(head, backbone, millions):
+    section = {"NAME": "VimpacTransformer", "layout": "T,H|W", "norm": "post", "dropout": 0.1,
+               "position": "hw_separation", "halve_attention": False, "halve_mlp": False,
+               **backbone}  # fmt: skip
+    contrast = {"NAME": "ProjectionHead", "num_layers": head[0], "hidden_dim": head[1],
+                "output_dim": 256, "norm": "bn", "activation": "relu",
+                "norm_after_last": False}  # fmt: skip
+    heads = {"token": {"NAME": "MaskedTokenHead"}, "contrast": contrast}
+    expected = Architecture(TokenGrid(5, 16, 16), 8192, section, heads)
+    with torch.device("meta"):
+        model = VimpacModel(expected)
+    parts = {"backbone": model.backbone, "token_head": model.heads["token"],
+             "projection_head": model.heads["contrast"]}  # fmt: skip
+    state = to_original_state_dict(
+        {name: part.state_dict() for name, part in parts.items()}, section["layout"]
+    )
+    found = infer_architecture(state, convert_original_state_dict(state), options={})
+    assert dataclasses.replace(found, notes=()) == expected
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=1e-3)
 
 
 def test_the_number_of_heads_is_asked_for_where_the_width_does_not_tell(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vimpac_ext.backbones import VimpacTransformer
+from vimpac_ext.backbones.vimpac import resize_table
 from vimpac_ext.engine.checkpoint import (
     Checkpointer,
     CheckpointError,
@@ -138,6 +139,29 @@ def test_moments_of_position_tables_are_interpolated_as_in_the_original(
         other.state[target.backbone.token_embedding.weight]["exp_avg"],
         optimizer.state[source.backbone.token_embedding.weight]["exp_avg"],
     )
+
+
+@pytest.mark.parametrize("position", ["hw_separation", "temporal_separation", "default"])
+def test_moments_of_every_position_table_change_like_the_table(tmp_path, position):
+    source, target = (
+        FinetuneTask(
+            VimpacTransformer(grid, vocab_size=4, embed_dim=8, num_layers=1, num_heads=1,
+                              layout="T", position=position), {}, {},
+        )
+        for grid in ((2, 3, 4), (3, 5, 6))
+    )  # fmt: skip
+    optimizer = OriginalAdamW(source.parameters(), betas=(0.0, 0.0))
+    for parameter in source.parameters():
+        parameter.grad = parameter.detach().clone()
+    optimizer.step()  # the moments are now the tables and their squares
+    path = Checkpointer(tmp_path, "", {}).save(source, optimizer, epoch=1, update=1)
+    other = OriginalAdamW(target.parameters())
+    initialise_moments(path, target, other)
+    for name, table in target.backbone.position.named_parameters():
+        gradient = source.backbone.position.get_parameter(name).grad
+        assert torch.equal(other.state[table]["exp_avg"], resize_table(gradient, len(table)))
+        squares = resize_table(gradient.square(), len(table))
+        assert torch.equal(other.state[table]["exp_avg_sq"], squares)
 
 
 def test_moments_of_an_optimizer_without_any_are_refused(tmp_path):

@@ -263,6 +263,27 @@ def test_our_run_goes_to_the_authors_and_back(our_run, tmp_path):
     assert (back["epoch"], back["update"]) == (ours["epoch"], ours["update"]) == (1, 2)
 
 
+def test_training_continues_from_a_converted_checkpoint(our_run, tmp_path, caplog):
+    caplog.set_level("INFO")
+    convert_to_original(our_run, tmp_path / "snap/last")
+    convert_to_ours(tmp_path / "snap", tmp_path / "stage1.pyth")
+    data = yaml.safe_load((tmp_path / "configs/pretrain.yaml").read_text())
+    config = {"_BASE_": "stage1.yaml", "NUM_GPUS": 0, "TENSORBOARD": False, "LOG_PERIOD": 1,
+              "OUTPUT_DIR": str(tmp_path / "stage2"), "DATA": data["DATA"],
+              "TRAIN": {**data["TRAIN"], "CHECKPOINT_FILE_PATH": str(tmp_path / "stage1.pyth"),
+                        "CHECKPOINT_OPTIMIZER": True},
+              "SOLVER": {"SCHEDULE_EPOCHS": 2, "SCHEDULE_START_EPOCH": 1}}  # fmt: skip
+    (tmp_path / "stage2.yaml").write_text(yaml.safe_dump(config))
+    run(prepare(tmp_path / "stage2.yaml"))
+    assert "0 resized, 0 skipped (not in the model), 0 left at their initialisation" in caplog.text
+    after = read_checkpoint(newest_checkpoint(tmp_path / "stage2/checkpoints"))
+    steps = {float(state["step"]) for state in after["optimizer_state"]["state"].values()}
+    assert steps == {4.0}  # two updates before, two now
+    lines = (tmp_path / "stage2/metrics.jsonl").read_text().splitlines()
+    rates = [json.loads(line)["lr"] for line in lines]
+    assert rates == pytest.approx([0.002 * 2 / 4, 0.002 * 1 / 4])
+
+
 def test_heads_may_have_other_names(our_run, tmp_path):
     path = newest_checkpoint(our_run / "checkpoints")
     checkpoint = read_checkpoint(path)
