@@ -236,6 +236,22 @@ def test_options_that_contradict_the_tensors_are_named_and_not_followed(tmp_path
     assert "halve_mlp" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        (3, {"NAME": "BlockMasker", "num_blocks": 3}),
+        (-150, {"NAME": "UniformMasker", "ratio": 0.15}),
+        (0, {"NAME": ""}),
+    ],
+)
+def test_masks_are_those_of_the_options(tmp_path, blocks, expected):
+    _, state, _ = random_model()
+    options = {"mask_blocks": blocks, "mask_rand_replace": True}
+    config = load_original(put_snapshot(tmp_path, state, options))[1]
+    assert expected == config.MASKER
+    assert config.TASK == {"NAME": "PretrainTask", "noise": "block"}
+
+
 @pytest.mark.parametrize("position", ["temporal_separation", "default"])
 def test_the_grid_behind_flat_tables(tmp_path, position):
     model, state, tokens = random_model(position=position)

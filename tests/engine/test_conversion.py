@@ -165,7 +165,9 @@ def test_converted_checkpoints_start_runs_but_are_not_resumed(converted, tmp_pat
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(converted, folder / "checkpoints/checkpoint_epoch_00004.pyth")
-    with pytest.raises(CheckpointError, match=r"was converted.*TRAIN.CHECKPOINT_FILE_PATH"):
+    with pytest.raises(
+        CheckpointError, match="not its state; give it as TRAIN.CHECKPOINT_FILE_PATH"
+    ):
         Checkpointer(folder, "", {}).restore(task, build_optimizer(task, cfg.SOLVER))
 
 
@@ -301,6 +303,27 @@ def test_heads_may_have_other_names(our_run, tmp_path):
     convert_to_original(tmp_path / "other.pyth", tmp_path / "a")
     convert_to_original(path, tmp_path / "b")
     assert_same_files(tmp_path / "a", tmp_path / "b")
+
+
+def test_averaged_weights_are_the_ones_that_go_and_without_moments(our_run, tmp_path):
+    path = newest_checkpoint(our_run / "checkpoints")
+    checkpoint = read_checkpoint(path)
+    checkpoint["ema_state"] = {k: v + 1 for k, v in checkpoint["model_state"].items()}
+    torch.save(checkpoint, tmp_path / "averaged.pyth")
+    convert_to_original(tmp_path / "averaged.pyth", tmp_path / "a")
+    convert_to_original(path, tmp_path / "b")
+    averaged, plain = (read_original(tmp_path / name).state for name in "ab")
+    assert all(torch.equal(averaged[key], plain[key] + 1) for key in plain)
+    assert not (tmp_path / "a/optimizer.pt").exists()
+
+
+def test_of_other_optimizers_only_the_weights_go(tmp_path):
+    configs = make_tiny_project(tmp_path)
+    overrides = ["BACKBONE.embed_dim", "64", "BACKBONE.num_heads", "1", "BACKBONE.layout", "T"]
+    overrides += ["SOLVER.MAX_EPOCH", "1", "SOLVER.OPTIMIZING_METHOD", "sgd"]
+    run(prepare(configs / "pretrain.yaml", overrides))
+    assert "optimizer: none" in str(convert_to_original(tmp_path / "pretrain", tmp_path / "last"))
+    assert not (tmp_path / "last/scheduler.pt").exists()
 
 
 @pytest.mark.parametrize(

@@ -152,10 +152,13 @@ def _task(architecture: Architecture, options: Mapping[str, Any]) -> Tree:
     if "contrast" in architecture.heads:
         weight = number_option(options, "nce_weight", 1.0)
         losses["contrast"] = {"NAME": "InfoNCELoss", "weight": weight}
+    task = {"NAME": "PretrainTask"}
+    if options.get("mask_rand_replace") is True:
+        task["noise"] = "block"
+    tree = {"TASK": task, "LOSSES": losses}
     blocks = int(number_option(options, "mask_blocks", 5))
-    masker = (
-        {"NAME": "UniformMasker", "ratio": -blocks / 1000}  # their coding of a probability
-        if blocks < 0
-        else {"NAME": "BlockMasker", "num_blocks": max(1, blocks)}
-    )
-    return {"TASK": {"NAME": "PretrainTask"}, "LOSSES": losses, "MASKER": masker}
+    if blocks > 0:
+        tree["MASKER"] = {"NAME": "BlockMasker", "num_blocks": blocks}
+    elif blocks < 0:  # their way to give a probability per token
+        tree["MASKER"] = {"NAME": "UniformMasker", "ratio": -blocks / 1000}
+    return tree

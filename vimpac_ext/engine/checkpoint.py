@@ -102,8 +102,8 @@ class Checkpointer:
         checkpoint = read_checkpoint(path)
         if "rng_state" not in checkpoint:
             raise CheckpointError(
-                f"{path} was converted: it can start a run (TRAIN.CHECKPOINT_FILE_PATH), but is "
-                f"none that can be resumed{hint}"
+                f"{path} has the weights of a run but not its state; give it as "
+                f"TRAIN.CHECKPOINT_FILE_PATH{hint}"
             )
         _require_same_facts(path, checkpoint["facts"], self.facts, hint)
         _require_same_model(path, model.state_dict(), checkpoint["model_state"], hint)

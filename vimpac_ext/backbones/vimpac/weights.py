@@ -76,7 +76,15 @@ def to_original_state_dict(components: Mapping[str, StateDict], layout: str) -> 
     Returns:
         State dict with the authors' keys in their model's order, prefixed by component, tied
         weights under both names.
+
+    Raises:
+        ValueError: if the layout has joined axes, which the authors' code lacks.
     """
+    if "x" in layout:
+        raise ValueError(
+            f"a backbone with layout={layout!r} cannot be written for the authors' code: it "
+            "attends along single axes only"
+        )
     num_patterns = [len(block) for block in parse_layout(layout)]
     original: StateDict = {}
     for component, state in components.items():

@@ -92,7 +92,9 @@ def _contents(
     require_original(architecture)
     with torch.device("meta"):
         model = VimpacModel(architecture)
-    state = _with_standard_names(checkpoint["model_state"], head_names)
+    # A run may have averaged its weights, which are then the ones to use.
+    averaged = checkpoint.get("ema_state")
+    state = _with_standard_names(averaged or checkpoint["model_state"], head_names)
     require_same_shapes(model.state_dict(), state)
     components = {
         component: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -112,8 +114,10 @@ def _contents(
         ARGUMENTS_TEXT: options,
     }
     moments = _with_standard_names(moments_by_name(checkpoint), head_names)
-    if not with_optimizer or any(key not in m for m in moments.values() for key in MOMENTS):
-        moments = {}  # e.g. of sgd
+    if averaged or not with_optimizer:
+        moments = {}
+    if any(key not in entry for entry in moments.values() for key in MOMENTS):  # e.g. of sgd
+        moments = {}
     if moments:
         num_patterns = [len(block) for block in parse_layout(layout)]
         groups = kept.get("optimizer_groups") or _groups(checkpoint, tree)
