@@ -1,10 +1,12 @@
 """Reading pickled files of strangers without running anything that they ask for."""
 
 import argparse
+import lzma
 import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +16,8 @@ import torch
 DAMAGE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
     struct.error,
     ArithmeticError,
     AssertionError,

@@ -199,6 +199,13 @@ def test_a_damaged_zip_is_named(snapshot, tmp_path):
     path.write_bytes(data)
     with pytest.raises(OriginalCheckpointError, match=r"small.zip/last/classifier.pt.*CRC"):
         load_original(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(snapshot / "classifier.pt", "last/classifier.pt")
+    compressed = bytearray(path.read_bytes())
+    compressed[len(compressed) // 2 : len(compressed) // 2 + 50] = bytes(50)
+    path.write_bytes(compressed)
+    with pytest.raises(OriginalCheckpointError, match=r"small.zip/last/classifier.pt cannot be"):
+        load_original(path)
     path.write_bytes(data[:-100])  # the download broke off
     with pytest.raises(OriginalCheckpointError, match="small.zip: damaged"):
         load_original(path)
@@ -242,6 +249,10 @@ WRONG_STATES = {
     "decoder.weight differs from": lambda: {
         **state(),
         "mlm_head.decoder.weight": torch.zeros(65, 64),
+    },
+    "keys both with and without 'module.'": lambda: {
+        **state(),
+        "module.cls_head.mlp.bn_0.bias": torch.zeros(16),
     },
     "is there twice": lambda: {**state(), "cls_param": torch.zeros(64)},
     "has type torch.int64": lambda: {**state(), "backbone.cls_param": torch.zeros(64).long()},

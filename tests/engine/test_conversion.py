@@ -437,6 +437,14 @@ def other_steps(optimizer):
     optimizer["state"][7]["step"] = 3
 
 
+def no_steps(optimizer):
+    optimizer["state"][0]["step"] = torch.zeros(2)
+
+
+def odd_groups(optimizer):
+    optimizer["param_groups"][0]["params"] = [[0]] * 25
+
+
 def unknown_number(optimizer):
     optimizer["state"][99] = optimizer["state"][0]
 
@@ -448,6 +456,8 @@ def unknown_number(optimizer):
         (swap_two, "exp_avg of number 1 does not have the shape of backbone.embedding.weight"),
         (drop_key, "a query, key or value .* is missing"),
         (other_steps, "have had different numbers of steps"),
+        (no_steps, r"number 0 \(backbone.cls_param\) has no number of steps"),
+        (odd_groups, "its groups have no numbered parameters"),
         (unknown_number, "it has a state for number 99"),
         (dict.clear, "it is not the state of an optimizer"),
     ],

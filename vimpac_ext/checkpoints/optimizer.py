@@ -4,6 +4,7 @@ Their ``optimizer.pt`` numbers parameters: first those with weight decay, then t
 in the order of their model, tied ones once.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,9 @@ def moments_from_original(
     names = original_state_names(model, patterns_of_original(state))
     moments = {}
     for ours in merged[MOMENTS[0]]:
-        steps = {int(entries[theirs]["step"]) for theirs in names[ours]}
+        # A backbone alone has no prefix in their state dict.
+        parts = [n if n in entries else n.removeprefix("backbone.") for n in names[ours]]
+        steps = {_steps(entries[part]) for part in parts}
         if len(steps) != 1:
             raise ValueError(f"the parts of {ours} have had different numbers of steps")
         moments[ours] = {moment: merged[moment][ours] for moment in MOMENTS}
@@ -127,7 +130,9 @@ def _entries_by_name(
     found, entries = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(found, list) or not isinstance(entries, Mapping):
         raise ValueError("it is not the state of an optimizer")
-    numbers = [list(group.get("params", [])) for group in found if isinstance(group, Mapping)]
+    numbers: list[Any] = [group.get("params") for group in found if isinstance(group, Mapping)]
+    if not all(isinstance(n, list) and all(type(i) is int for i in n) for n in numbers):
+        raise ValueError("its groups have no numbered parameters")
     if [len(group) for group in numbers] != [len(group) for group in groups]:
         raise ValueError(
             f"it has groups of {', '.join(str(len(group)) for group in numbers)} parameters; the "
@@ -145,7 +150,15 @@ def _entries_by_name(
             tensor = entry.get(moment)
             if not isinstance(tensor, Tensor) or tensor.shape != state[name].shape:
                 raise ValueError(f"{moment} of number {number} does not have the shape of {name}")
-        if not isinstance(entry.get("step"), (int, float, Tensor)):
+        if _steps(entry) < 0:
             raise ValueError(f"number {number} ({name}) has no number of steps")
         by_name[name] = entry
     return by_name
+
+
+def _steps(entry: Mapping[str, Any]) -> int:
+    """Updates that a parameter has had: a number, or a tensor of one; -1 if it is neither."""
+    step = entry.get("step")
+    if isinstance(step, Tensor):
+        step = step.item() if step.numel() == 1 else None
+    return int(step) if isinstance(step, (int, float)) and math.isfinite(step) else -1

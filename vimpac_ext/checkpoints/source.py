@@ -120,7 +120,9 @@ def _open(path: Path) -> _Files:
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
     names = _names_in_zip(path)
-    if names and not any(name.endswith("data.pkl") for name in names):  # those are torch.save's
+    # torch.save writes zips, too, with a data.pkl in them.
+    is_weights = any(name.endswith("data.pkl") for name in names)
+    if names and (not is_weights or any(PurePosixPath(name).name == WEIGHTS for name in names)):
         return _Files(path, _weights_among(path, names), names, lambda name: _member(path, name))
     if path.name == WEIGHTS:
         folder = path.parent
@@ -181,7 +183,10 @@ def _checked_state(where: str, state: Any) -> dict[str, Tensor]:
             raise OriginalCheckpointError(
                 f"{where} is not a state dict: {key!r} is a {type(value).__name__}"
             )
-    return {key.removeprefix("module."): value.detach() for key, value in state.items()}
+    stripped = {key.removeprefix("module."): value.detach() for key, value in state.items()}
+    if len(stripped) < len(state):
+        raise OriginalCheckpointError(f"{where} has keys both with and without 'module.'")
+    return stripped
 
 
 def _read_arguments(files: _Files) -> dict[str, Any]:
