@@ -236,7 +236,7 @@ def task_of(data):
         "token": MaskedTokenLoss(config["mlm_weight"]),
         "contrast": InfoNCELoss(config["nce_weight"], config["temperature"]),
     }
-    task = PretrainTask(backbone, heads, losses, FixtureMasker(), config["vocab"])
+    task = PretrainTask(backbone, heads, losses, masker=FixtureMasker(), vocab_size=config["vocab"])
     task.load_state_dict(merge_components(task, convert_original_state_dict(group(data, "sd"))))
     return task.train(), config
 
