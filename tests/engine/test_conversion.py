@@ -330,6 +330,7 @@ def test_of_other_optimizers_only_the_weights_go(tmp_path):
     ("change", "message"),
     [
         ({"BACKBONE": {"norm": "pre"}}, "no standard pre-LN"),
+        ({"BACKBONE": {"layout": "T,HxW"}}, r"no joined axes \(layout 'T,HxW'\)"),
         ({"BACKBONE": {"num_heads": 2}}, "no 2 heads for a width of 64"),
         ({"HEADS": {"contrast": {"activation": "gelu"}}}, "no gelu in the projection head"),
         ({"HEADS": {"extra": {"NAME": "ClassificationHead"}}}, "classification.* is missing"),

@@ -152,7 +152,7 @@ def _layout(
     patterns: tuple[int, ...], given: str | None, options: Mapping[str, Any], notes: list[str]
 ) -> str:
     if given is not None:
-        if _num_patterns(given) != patterns:
+        if _num_patterns(given) != patterns or "x" in given:  # theirs join no axes
             raise ValueError(
                 f"layout {given!r} does not fit: in parallel, its blocks attend {patterns} axes"
             )

@@ -77,8 +77,6 @@ class VimpacModel(nn.Module):
             ValueError: if token logits are asked of a model without a token head, or the clips are
                 not of the model's grid or vocabulary.
         """
-        if not tokens.is_floating_point():  # which would be a mistake
-            tokens = tokens.long()
         outputs: dict[str, Tensor] = self.backbone(tokens)
         token_heads = [head for head in self.heads.values() if isinstance(head, MaskedTokenHead)]
         if token_logits and not token_heads:

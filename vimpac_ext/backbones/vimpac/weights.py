@@ -53,7 +53,10 @@ def convert_original_state_dict(state: Mapping[str, Tensor]) -> dict[str, StateD
         if component == "backbone" and (match := ORIGINAL_QKV.fullmatch(name)):
             layer, block, pattern, which, kind = match.groups()
             ours = f"layers.{layer}.attention_blocks.{block}.attention.qkv.{kind}"
-            qkv.setdefault(ours, {})[int(pattern), QKV.index(which)] = tensor
+            place = int(pattern), QKV.index(which)
+            if place in qkv.setdefault(ours, {}):
+                raise ValueError(f"{original_key} is there twice, with and without a prefix")
+            qkv[ours][place] = tensor
             continue
         renamed = rename(name, renames)
         if renamed is None:
