@@ -49,8 +49,8 @@ def load_weights(file: str | Path | IO[bytes]) -> Any:
         ValueError: if the file is damaged or asks for anything else; it is not executed.
     """
     try:
-        with warnings.catch_warnings():  # it doubts pickles that it then reads or refuses
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        with warnings.catch_warnings():  # it doubts files that it then reads or refuses
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(file, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         raise ValueError(
