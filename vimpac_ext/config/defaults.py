@@ -50,7 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "TRAIN": {
         "ENABLE": True,
         "DATASET": {"NAME": "", "split": "train"},
-        "TOKEN_STORE": "",  # folder written by tools/extract_tokens.py
+        "TOKEN_STORE": "",  # of tools/extract_tokens.py, or the authors' folders (pattern, list)
+        "TOKEN_SPLIT_FILE": "",  # without a DATASET: list of the store's videos to use; "" = all
         "BATCH_SIZE": 64,  # videos per parameter update
         "MICRO_BATCH_SIZE": 0,  # videos per forward pass (= contrast group); 0 = BATCH_SIZE
         "EVAL_PERIOD": 0,  # test every n epochs while training; 0 = never
@@ -65,6 +66,7 @@ DEFAULTS: dict[str, Any] = {
         "ENABLE": True,
         "DATASET": {"NAME": "", "split": "validation"},
         "TOKEN_STORE": "",
+        "TOKEN_SPLIT_FILE": "",
         "BATCH_SIZE": 64,  # clips (views) per forward pass
         "CHECKPOINT_FILE_PATH": "",  # default: the newest checkpoint in OUTPUT_DIR
         "NUM_ENSEMBLE_VIEWS": 10,  # temporal views per video

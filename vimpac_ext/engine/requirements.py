@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vimpac_ext.config import ConfigError, LoadedConfig, load_config
+from vimpac_ext.data import has_tokens
 from vimpac_ext.engine.checkpoint import find_checkpoint
 
 
@@ -58,11 +59,14 @@ def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
 def _missing_stores(loaded: LoadedConfig) -> Iterator[str]:
     for phase in _phases(loaded):
         store = loaded.cfg[phase].TOKEN_STORE
-        if store and not (Path(store) / "meta.json").is_file():
+        if store and not has_tokens(store):
             yield (
                 f"{phase}.TOKEN_STORE: no token store in {store!r}. Make it: "
                 f"python tools/extract_tokens.py --cfg {loaded.path}"
             )
+        split_file = loaded.cfg[phase].TOKEN_SPLIT_FILE
+        if split_file and not Path(split_file).is_file():
+            yield f"{phase}.TOKEN_SPLIT_FILE: there is no file {split_file!r}"
 
 
 def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:

@@ -88,8 +88,12 @@ class Tester:
         """Everything that decides whether two results may be compared."""
         cfg = self.cfg
         return {
-            "dataset": cfg.TEST.DATASET.NAME,
-            "split": cfg.TEST.DATASET.get("split", ""),
+            "dataset": cfg.TEST.DATASET.NAME or type(self.dataset).__name__,
+            "split": (
+                cfg.TEST.DATASET.get("split", "")
+                if cfg.TEST.DATASET.NAME
+                else cfg.TEST.TOKEN_SPLIT_FILE
+            ),
             "annotations": self.dataset.fingerprint,
             "temporal_views": cfg.TEST.NUM_ENSEMBLE_VIEWS,
             "spatial_crops": cfg.TEST.NUM_SPATIAL_CROPS,
@@ -100,7 +104,7 @@ class Tester:
             "fps": cfg.DATA.TARGET_FPS,
             "single_frame": cfg.DATA.SINGLE_FRAME,
             "precision": cfg.TEST.PRECISION,
-            "decoder": "pyav",
+            "decoder": getattr(self.clips.store, "decoder", "pyav"),
             "tokenizer": self.clips.store.meta.tokenizer_fingerprint,
         }
 
