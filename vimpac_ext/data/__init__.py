@@ -20,6 +20,7 @@ from vimpac_ext.data.token_source import (
     has_tokens,
     open_token_dataset,
     open_tokens,
+    write_video_list,
 )
 from vimpac_ext.data.token_store import TokenStore
 from vimpac_ext.data.token_store_writer import TokenStoreWriter
@@ -47,4 +48,5 @@ __all__ = [
     "open_token_dataset",
     "open_tokens",
     "spatial_views",
+    "write_video_list",
 ]

@@ -45,7 +45,10 @@ class TokenFolder(NamedTuple):
         return cls(path, dataset, float(fps), SpatialView.parse(name))
 
 
-def find_token_folders(source: str | Path | Sequence[str | Path]) -> list[TokenFolder]:
+TokenFolderSource = str | Path | Sequence[str | Path]
+
+
+def find_token_folders(source: TokenFolderSource) -> list[TokenFolder]:
     """Find the authors' token folders that a user means.
 
     Args:
@@ -53,19 +56,33 @@ def find_token_folders(source: str | Path | Sequence[str | Path]) -> list[TokenF
             them; or a list of these, whose order is kept.
 
     Returns:
-        The folders, those of one pattern or parent in the order of `spatial_views`; empty if
-        there are none.
+        The folders, those of one pattern or parent in the order of `spatial_views`.
+
+    Raises:
+        ValueError: there are none, or none for an item of the list.
     """
-    if not isinstance(source, (str, Path)):
-        return [folder for item in source for folder in find_token_folders(item)]
+    found = []
+    for item in [source] if isinstance(source, (str, Path)) else source:
+        folders = list_token_folders(item)
+        if not folders:
+            raise ValueError(
+                f"no tokens in {item}: it is no token store, and it is, has or matches no token "
+                f"folder of the authors' with a name such as {EXAMPLE}"
+            )
+        found += folders
+    return found
+
+
+def list_token_folders(source: str | Path) -> list[TokenFolder]:
+    """As `find_token_folders` for one item, but empty if there are none."""
     path = Path(source).expanduser().absolute()
     candidates: Iterable[Path] = [path]
     if not path.is_dir():
         candidates = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
     elif TokenFolder.parse(path) is None:
         candidates = path.iterdir()
-    found = [TokenFolder.parse(candidate) for candidate in candidates if candidate.is_dir()]
-    return sorted((folder for folder in found if folder is not None), key=_order)
+    parsed = [TokenFolder.parse(candidate) for candidate in candidates if candidate.is_dir()]
+    return sorted((folder for folder in parsed if folder is not None), key=_order)
 
 
 def _order(folder: TokenFolder) -> tuple[str, float, bool, int, int]:
@@ -73,17 +90,14 @@ def _order(folder: TokenFolder) -> tuple[str, float, bool, int, int]:
     return folder.dataset, folder.fps, view.flip, view.resize, CROPS.index(view.crop)
 
 
-def require_one_dataset(folders: Sequence[TokenFolder], source: object) -> list[TokenFolder]:
+def require_one_dataset(
+    folders: Sequence[TokenFolder], source: TokenFolderSource
+) -> list[TokenFolder]:
     """Refuse folders that are not the views of one data set at one rate.
 
     Raises:
-        ValueError: there are none, or two data sets, rates or crop sizes, or a view is there twice.
+        ValueError: there are two data sets, rates or crop sizes, or a view is there twice.
     """
-    if not folders:
-        raise ValueError(
-            f"{source} is, has or matches no token folder of the authors', with a name such as "
-            f"{EXAMPLE}"
-        )
     kinds = {f"{f.dataset} at {f.fps:g} fps, {f.view.size} px" for f in folders}
     if len(kinds) > 1:
         raise ValueError(

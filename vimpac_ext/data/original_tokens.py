@@ -67,20 +67,17 @@ class OriginalTokens:
         self._keys, self.incomplete = common_keys(
             {view: list_keys(shared) for view, shared in self._shared.items()}
         )
-        if not len(self):
-            raise ValueError(f"{self.folder}: no video is in every view")
         self._last: tuple[str, int, np.ndarray] | None = None
-        first = folders[0]
-        stride, grid = self._stride_and_grid(first.view)
+        stride, grid = self._stride_and_grid(folders[0].view)
         self.meta = StoreMeta(
             tokenizer=TOKENIZER,
             tokenizer_fingerprint=TOKENIZER,
             vocab_size=VOCAB_SIZE,
             stride=stride,
-            fps=first.fps,
+            fps=folders[0].fps,
             views=tuple(self._paths),
             grid=grid,
-            annotation_fingerprint=first.dataset,
+            annotation_fingerprint=folders[0].dataset,
             precision="fp16",  # their extraction ran under autocast
         )
 
@@ -90,13 +87,20 @@ class OriginalTokens:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def __contains__(self, video_id: str) -> bool:
-        return bool(self.locate_all([video_id])[0, 0] >= 0)
-
     @property
     def dataset(self) -> str:
         """Data set and split as in the folders' names, e.g. "ucf101_train_test"."""
         return self.meta.annotation_fingerprint
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the labels mean anything: HowTo100M has none, its records have a constant."""
+        return not self.dataset.lower().startswith("howto100m")
+
+    @property
+    def paths(self) -> list[Path]:
+        """The folders, in the order of the views."""
+        return [*self._paths.values()]
 
     @property
     def video_ids(self) -> list[str]:
@@ -196,9 +200,10 @@ class OriginalTokens:
         tokens = self._tokens(view, location.number)
         indices = np.asarray(frame_indices, np.int64)
         if len(indices) and (indices.min() < 0 or indices.max() >= len(tokens)):
+            where = self._where(view, self._key(location.number))
             raise ValueError(
-                f"frames {indices.min()} to {indices.max()} asked of "
-                f"{self._where(view, self._key(location.number))}, which has {len(tokens)} frames"
+                f"frames {indices.min()} to {indices.max()} asked of {where}, which has "
+                f"{len(tokens)} frames"
             )
         return tokens[indices]
 
@@ -215,11 +220,7 @@ class OriginalTokens:
             return int(read_array(value, "label", self._where(view, key)))
 
     def require(self, views: Sequence[str] = (), **expected: Any) -> None:
-        """Check that the tokens are what a configuration expects.
-
-        Args:
-            views: views that must be there.
-            expected: fields of `StoreMeta` and their values; None is not checked.
+        """Check that views are there and fields of `meta` have values; None is not checked.
 
         Raises:
             ValueError: names everything that differs, and the views that there are.
@@ -236,16 +237,24 @@ class OriginalTokens:
             raise ValueError(f"tokens of {self.folder} do not fit: {'; '.join(problems)}")
 
     def _stride_and_grid(self, view: SpatialView) -> tuple[int, tuple[int, int]]:
-        """Pixels per token, and tokens of a frame, of the first video."""
-        where = self._where(view.name, self._key(0))
-        with self._value(view.name, self._key(0)) as value:
-            _, height, width = read_shape(value, where)
-        if height != width or not height or view.size % height:
-            raise ValueError(
-                f"{where} has {height} x {width} tokens a frame, which do not divide the "
-                f"{view.size} pixels that the folder's name says"
-            )
-        return view.size // height, (height, width)
+        """Pixels per token, and tokens of a frame, of the first video that is not damaged."""
+        damage = None
+        for number in range(len(self)):
+            key = self._key(number)
+            where = self._where(view.name, key)
+            try:
+                with self._value(view.name, key) as value:
+                    _, height, width = read_shape(value, where)
+            except ValueError as error:
+                damage = damage or error
+                continue
+            if height != width or not height or view.size % height:
+                raise ValueError(
+                    f"{where} has {height} x {width} tokens a frame, which do not divide the "
+                    f"{view.size} pixels that the folder's name says"
+                )
+            return view.size // height, (height, width)
+        raise damage or ValueError(f"{self.folder}: no video is in every view")
 
     def _tokens(self, view: str, number: int) -> np.ndarray:
         """All tokens of a video in a view; the last ones are kept, for its other clips."""
@@ -271,8 +280,7 @@ class OriginalTokens:
             )
 
     def _key(self, number: int) -> bytes:
-        key: bytes = self._keys[number].item()
-        return key
+        return bytes(self._keys[number])
 
     @contextmanager
     def _value(self, view: str, key: bytes) -> Iterator[memoryview]:

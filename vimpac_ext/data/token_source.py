@@ -1,31 +1,30 @@
 """Opens tokens of either kind, our stores and the authors' folders, and lists their videos."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from vimpac_ext.data.annotations import PathLabelList
 from vimpac_ext.data.annotations.common import read_lines
-from vimpac_ext.data.original_folders import EXAMPLE, find_token_folders
+from vimpac_ext.data.original_folders import TokenFolderSource, list_token_folders
 from vimpac_ext.data.original_tokens import OriginalTokens
 from vimpac_ext.data.store_format import META_FILE
 from vimpac_ext.data.token_dataset import TokenClips
 from vimpac_ext.data.token_store import TokenStore
-from vimpac_ext.files import sha256_of
+from vimpac_ext.files import atomic_write, sha256_of
 from vimpac_ext.structures import UNLABELLED, VideoRecord
 
-VIDEO_LIST = "videos"  # videos.csv in a store: `video label` lines, where labels are known
-
-TokenSource = str | Path | Sequence[str | Path]
+VIDEO_LIST = "videos.csv"  # in a store whose labels are known: `video label` lines
 
 
-def has_tokens(source: TokenSource) -> bool:
-    """Whether there is a token store, or folders of the authors'."""
-    return _is_store(source) or bool(find_token_folders(source))
+def has_tokens(source: TokenFolderSource) -> bool:
+    """Whether there is a token store, or a folder of the authors' for each item of the source."""
+    if _is_store(source):
+        return True
+    return all(map(list_token_folders, [source] if isinstance(source, (str, Path)) else source))
 
 
 def open_tokens(
-    source: TokenSource, views: Sequence[str] | None = None
+    source: TokenFolderSource, views: Sequence[str] | None = None
 ) -> TokenStore | OriginalTokens:
     """Open tokens of either kind.
 
@@ -38,13 +37,8 @@ def open_tokens(
     Raises:
         ValueError: there are no tokens, they are damaged, or the authors' have not all views.
     """
-    if _is_store(source):
-        return TokenStore(Path(str(source)).expanduser())
-    if not find_token_folders(source):
-        raise ValueError(
-            f"no tokens in {source}: it is no token store (there is no {META_FILE}) and no token "
-            f"folder of the authors' (with a name such as {EXAMPLE})"
-        )
+    if isinstance(source, (str, Path)) and _is_store(source):
+        return TokenStore(Path(source).expanduser())
     return OriginalTokens(source, views)
 
 
@@ -95,7 +89,7 @@ class StoredVideos:
 
 
 def open_token_dataset(
-    path: TokenSource,
+    path: TokenFolderSource,
     *,
     views: Sequence[str] | None = None,
     num_frames: int = 5,
@@ -157,7 +151,25 @@ def open_token_dataset(
     )
 
 
-def _is_store(source: TokenSource) -> bool:
+def write_video_list(folder: Path, labels: Mapping[str, int]) -> None:
+    """Write the labels of a token store's videos beside its tokens, for `StoredVideos`."""
+    with atomic_write(folder / VIDEO_LIST) as file:
+        file.writelines(f"{video_id} {label}\n" for video_id, label in labels.items())
+
+
+def _read_video_list(file: Path) -> dict[str, int]:
+    if not file.is_file():
+        raise ValueError(f"the labels of the token store are not known: there is no {file}")
+    labels = {}
+    for number, line in read_lines(file):
+        video_id, _, label = line.rpartition(" ")
+        if not video_id or not label.isdecimal():
+            raise ValueError(f"{file}, line {number}: expected `video label`, found {line!r}")
+        labels[video_id] = int(label)
+    return labels
+
+
+def _is_store(source: TokenFolderSource) -> bool:
     return isinstance(source, (str, Path)) and (Path(source).expanduser() / META_FILE).is_file()
 
 
@@ -177,12 +189,11 @@ def _labels(
     tokens: TokenStore | OriginalTokens, ids: Sequence[str], labelled: bool | None
 ) -> dict[str, int]:
     if isinstance(tokens, OriginalTokens):
-        is_unlabelled = tokens.dataset.lower().startswith("howto100m")
-        if labelled is False or (labelled is None and is_unlabelled):
-            return {}
-        return {video_id: tokens.label(video_id) for video_id in ids}
-    has_list = (tokens.folder / f"{VIDEO_LIST}.csv").is_file()
-    if labelled is False or (labelled is None and not has_list):
+        has_labels = tokens.is_labelled
+    else:
+        has_labels = (tokens.folder / VIDEO_LIST).is_file()
+    if labelled is False or (labelled is None and not has_labels):
         return {}
-    listed = PathLabelList(str(tokens.folder), VIDEO_LIST).records
-    return {record.video_id: record.label for record in listed}
+    if isinstance(tokens, OriginalTokens):
+        return {video_id: tokens.label(video_id) for video_id in ids}
+    return _read_video_list(tokens.folder / VIDEO_LIST)
