@@ -61,6 +61,26 @@ DEFAULTS: dict[str, Any] = {
         "CHECKPOINT_OPTIMIZER": False,  # take that file's optimizer moments too (a next stage)
         "PRECISION": "fp32",  # fp32, bf16 (autocast)
     },
+    # --- k-NN monitor of a pre-training: every TRAIN.EVAL_PERIOD epochs -----------------------
+    "KNN": {
+        "ENABLE": False,
+        "TRAIN": {  # the bank: labelled videos that the others are compared with
+            "DATASET": {"NAME": "", "split": "train"},  # its root, unless DATA.PATH_TO_DATA_DIR
+            "TOKEN_STORE": "",
+            "TOKEN_SPLIT_FILE": "",
+        },
+        "TEST": {  # the videos to classify
+            "DATASET": {"NAME": "", "split": "test"},
+            "TOKEN_STORE": "",
+            "TOKEN_SPLIT_FILE": "",
+        },
+        "TARGET_FPS": 2.0,  # frames per second of these tokens; may differ from DATA.TARGET_FPS
+        "SAMPLING_RATE": 1,  # take every n-th of them
+        "CLIP": "middle",  # of each video: middle, random (the authors')
+        "K": 200,  # neighbours
+        "TEMPERATURE": 0.07,
+        "BATCH_SIZE": 64,  # clips per forward pass
+    },
     # --- testing ----------------------------------------------------------------------------
     "TEST": {
         "ENABLE": True,
@@ -109,4 +129,6 @@ SECTION_REGISTRIES = {
     "LOSSES": "LOSSES",
     "TRAIN.DATASET": "DATASETS",
     "TEST.DATASET": "DATASETS",
+    "KNN.TRAIN.DATASET": "DATASETS",
+    "KNN.TEST.DATASET": "DATASETS",
 }

@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 # Keys that are one text, or a list of such.
-_TEXT_OR_LIST = ("DATA.TRAIN_VIEWS", "TRAIN.TOKEN_STORE", "TEST.TOKEN_STORE")
+_TEXT_OR_LIST = ("DATA.TRAIN_VIEWS", "TOKEN_STORE")
 
 
 class ConfigError(ValueError):
@@ -211,7 +211,7 @@ def _converted(path: str, default: Any, value: Any, source: str) -> Any:
         return float(value)
     if default is None or type(value) is type(default):
         return value
-    if path in _TEXT_OR_LIST and isinstance(value, list):
+    if path.endswith(_TEXT_OR_LIST) and isinstance(value, list):
         return value
     raise ConfigError(
         f"{path} in {source} must be {type(default).__name__} (like {default!r}), "

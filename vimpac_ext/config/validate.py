@@ -12,6 +12,7 @@ _CHOICES = {
     "DATA.ON_BAD_VIDEO": ("error", "skip", "count_wrong"),
     "TEST.START_RULE": ("linspace", "uniform", "vimpac"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
+    "KNN.CLIP": ("middle", "random"),
     "SOLVER.LR_POLICY": ("linear", "constant"),
     "SOLVER.OPTIMIZING_METHOD": ("adamw",),
     "NUM_GPUS": (0, 1),
@@ -24,6 +25,11 @@ _POSITIVE = (
     "DATA.VOCAB_SIZE",
     "TRAIN.BATCH_SIZE",
     "TRAIN.CHECKPOINT_PERIOD",
+    "KNN.TARGET_FPS",
+    "KNN.SAMPLING_RATE",
+    "KNN.K",
+    "KNN.TEMPERATURE",
+    "KNN.BATCH_SIZE",
     "TEST.BATCH_SIZE",
     "TEST.NUM_ENSEMBLE_VIEWS",
     "EXTRACT.BATCH_SIZE",
@@ -73,6 +79,7 @@ def validate(loaded: LoadedConfig) -> None:
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_crops(loaded)
+    _check_knn(loaded)
 
 
 def _check_batch(loaded: LoadedConfig) -> None:
@@ -100,6 +107,16 @@ def _check_schedule(loaded: LoadedConfig) -> None:
             done <= solver.SCHEDULE_EPOCHS,
             f"0 or at least SCHEDULE_START_EPOCH + MAX_EPOCH ({done})",
         )
+
+
+def _check_knn(loaded: LoadedConfig) -> None:
+    if not loaded.cfg.KNN.ENABLE:
+        return
+    period = loaded.cfg.TRAIN.EVAL_PERIOD
+    _require(loaded, "TRAIN.EVAL_PERIOD", period > 0, "positive, since KNN.ENABLE is True")
+    for part in ("TRAIN", "TEST"):
+        key = f"KNN.{part}.TOKEN_STORE"
+        _require(loaded, key, bool(_value(loaded, key)), "given, since KNN.ENABLE is True")
 
 
 def _check_crops(loaded: LoadedConfig) -> None:

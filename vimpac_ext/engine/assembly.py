@@ -147,7 +147,7 @@ def build_dataset(cfg: CfgNode, phase: str) -> Any:
 def _stored_videos(cfg: CfgNode, phase: str) -> StoredVideos:
     views = [view.name for view in views_of(cfg, phase)]
     tokens = open_tokens(cfg[phase].TOKEN_STORE, views)
-    labelled = None if cfg.MODEL.NUM_CLASSES else False
+    labelled = None if cfg.MODEL.NUM_CLASSES or phase == "TEST" else False
     videos = StoredVideos(tokens, cfg[phase].TOKEN_SPLIT_FILE or None, labelled)
     if videos.missing:
         text = f"{len(videos.missing)} of {len(videos.records)} videos have no tokens in all views "

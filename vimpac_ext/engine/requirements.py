@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
+
 from vimpac_ext.config import ConfigError, LoadedConfig, load_config
 from vimpac_ext.data import has_tokens
 from vimpac_ext.engine.checkpoint import find_checkpoint
@@ -42,10 +44,18 @@ def _phases(loaded: LoadedConfig) -> list[str]:
     return [phase for phase in ("TRAIN", "TEST") if loaded.cfg[phase].ENABLE]
 
 
+def _token_sections(loaded: LoadedConfig) -> dict[str, CfgNode]:
+    """The sections with DATASET and TOKEN_STORE that the run uses, by name."""
+    sections = {phase: loaded.cfg[phase] for phase in _phases(loaded)}
+    if loaded.cfg.TRAIN.ENABLE and loaded.cfg.KNN.ENABLE:
+        sections |= {f"KNN.{part}": loaded.cfg.KNN[part] for part in ("TRAIN", "TEST")}
+    return sections
+
+
 def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
     looked_for: set[str] = set()
-    for phase in _phases(loaded):
-        section = loaded.cfg[phase].DATASET
+    for used in _token_sections(loaded).values():
+        section = used.DATASET
         root = section.get("root", loaded.cfg.DATA.PATH_TO_DATA_DIR)
         if section.NAME and root not in looked_for and not Path(root).is_dir():
             looked_for.add(root)
@@ -57,16 +67,21 @@ def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
 
 
 def _missing_stores(loaded: LoadedConfig) -> Iterator[str]:
-    for phase in _phases(loaded):
-        store = loaded.cfg[phase].TOKEN_STORE
+    for name, section in _token_sections(loaded).items():
+        store, split_file = section.TOKEN_STORE, section.TOKEN_SPLIT_FILE
         if store and not has_tokens(store):
             yield (
-                f"{phase}.TOKEN_STORE: no token store in {store!r}. Make it: "
-                f"python tools/extract_tokens.py --cfg {loaded.path}"
+                f"{name}.TOKEN_STORE: no token store in {store!r}. Make it: "
+                f"python tools/extract_tokens.py --cfg {_extracted_by(loaded, name)}"
             )
-        split_file = loaded.cfg[phase].TOKEN_SPLIT_FILE
         if split_file and not Path(split_file).is_file():
-            yield f"{phase}.TOKEN_SPLIT_FILE: there is no file {split_file!r}"
+            yield f"{name}.TOKEN_SPLIT_FILE: there is no file {split_file!r}"
+
+
+def _extracted_by(loaded: LoadedConfig, name: str) -> str:
+    if name in ("TRAIN", "TEST"):
+        return str(loaded.path)
+    return f"CONFIG, with a config whose TRAIN.TOKEN_STORE is that of {name}"
 
 
 def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:
