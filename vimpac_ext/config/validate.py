@@ -58,6 +58,7 @@ def validate(loaded: LoadedConfig) -> None:
     Raises:
         ConfigError: naming the key, where it was set, what was found and what is valid.
     """
+    _check_knn(loaded)
     for key, choices in _CHOICES.items():
         _require(loaded, key, _value(loaded, key) in choices, f"one of {_listed(choices)}")
     for key in _POSITIVE:
@@ -79,7 +80,16 @@ def validate(loaded: LoadedConfig) -> None:
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_crops(loaded)
-    _check_knn(loaded)
+
+
+def _check_knn(loaded: LoadedConfig) -> None:
+    if not loaded.cfg.KNN.ENABLE:
+        return
+    period = loaded.cfg.TRAIN.EVAL_PERIOD
+    _require(loaded, "TRAIN.EVAL_PERIOD", period > 0, "positive, since KNN.ENABLE is True")
+    for part in ("TRAIN", "TEST"):
+        key = f"KNN.{part}.TOKEN_STORE"
+        _require(loaded, key, bool(_value(loaded, key)), "given, since KNN.ENABLE is True")
 
 
 def _check_batch(loaded: LoadedConfig) -> None:
@@ -107,16 +117,6 @@ def _check_schedule(loaded: LoadedConfig) -> None:
             done <= solver.SCHEDULE_EPOCHS,
             f"0 or at least SCHEDULE_START_EPOCH + MAX_EPOCH ({done})",
         )
-
-
-def _check_knn(loaded: LoadedConfig) -> None:
-    if not loaded.cfg.KNN.ENABLE:
-        return
-    period = loaded.cfg.TRAIN.EVAL_PERIOD
-    _require(loaded, "TRAIN.EVAL_PERIOD", period > 0, "positive, since KNN.ENABLE is True")
-    for part in ("TRAIN", "TEST"):
-        key = f"KNN.{part}.TOKEN_STORE"
-        _require(loaded, key, bool(_value(loaded, key)), "given, since KNN.ENABLE is True")
 
 
 def _check_crops(loaded: LoadedConfig) -> None:

@@ -51,6 +51,7 @@ def train(
         CheckpointError: if the run's own checkpoint, or the one to start from, does not fit.
     """
     task = build_task(cfg).to(device)
+    monitor = KnnMonitor(cfg, device, task) if cfg.KNN.ENABLE else None
     dataset = build_dataset(cfg, "TRAIN")
     if cfg.MODEL.NUM_CLASSES:
         require_labels(dataset.records, dataset.class_names, cfg.MODEL.NUM_CLASSES)
@@ -63,7 +64,6 @@ def train(
             len(dataset.records),
             missing[0].video_id,
         )
-    monitor = KnnMonitor(cfg, device, task) if cfg.KNN.ENABLE else None
     solver = cfg.SOLVER
     optimizer = adamw(task, solver.BASE_LR, solver.BETAS, solver.EPS, solver.WEIGHT_DECAY)
     checkpointer = Checkpointer(folder, cfg.dump(), _facts(clips))
