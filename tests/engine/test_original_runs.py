@@ -15,6 +15,7 @@ from vimpac_ext.data import StoreMeta, TokenStoreWriter
 from vimpac_ext.engine import prepare, run
 from vimpac_ext.engine.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint
 from vimpac_ext.engine.requirements import MissingInputError
+from vimpac_ext.tasks.convert_tokens import convert_tokens
 
 CLASSES = 3
 NAME = "dalle_ucf101_train_test_fps16_hflip{}_{}"
@@ -74,6 +75,11 @@ def test_pretraining_and_finetuning_on_the_authors_folders_alone(fixture_tokens,
         labels = {row["video_id"]: int(row["label"]) for row in csv.DictReader(file)}
     assert labels["YoYo/v_YoYo_g25_c05"] == 100
     assert labels["Biking/v_Biking_g07_c02"] == 10
+
+    # Converted, they are the same tokens: the result and its protocol are the same.
+    convert_tokens([fixture_tokens], tmp_path / "store", progress=False)
+    overrides = ["TRAIN.ENABLE", "False", "TEST.TOKEN_STORE", str(tmp_path / "store")]
+    assert run(prepare(tmp_path / "finetune.yaml", overrides)) == result
 
 
 def test_split_files_part_one_folder_and_the_classes_are_learned(tmp_path, caplog):
@@ -143,6 +149,8 @@ def test_another_rate_size_or_tokenizer_is_refused(fixture_tokens, tmp_path):
     assert "no file 'no/list.txt'" in str(error.value)
     with pytest.raises(ConfigError, match="TRAIN.TOKEN_STORE.* must be str"):
         prepare(path, ["TRAIN.TOKEN_STORE", "3"])
+    with pytest.raises(ConfigError, match=r"TRAIN.TOKEN_STORE.* must be str.* list \['a', 3\]"):
+        prepare(path, ["TRAIN.TOKEN_STORE", "[a, 3]"])
     assert not (tmp_path / "pretrain").exists()
 
 

@@ -65,7 +65,7 @@ DEFAULTS: dict[str, Any] = {
     "KNN": {
         "ENABLE": False,
         "TRAIN": {  # the bank: labelled videos that the others are compared with
-            "DATASET": {"NAME": "", "split": "train"},  # its root, unless DATA.PATH_TO_DATA_DIR
+            "DATASET": {"NAME": "", "split": "train"},  # root: unless DATA.PATH_TO_DATA_DIR
             "TOKEN_STORE": "",
             "TOKEN_SPLIT_FILE": "",
         },

@@ -211,7 +211,11 @@ def _converted(path: str, default: Any, value: Any, source: str) -> Any:
         return float(value)
     if default is None or type(value) is type(default):
         return value
-    if path.endswith(_TEXT_OR_LIST) and isinstance(value, list):
+    if (
+        path.endswith(_TEXT_OR_LIST)
+        and isinstance(value, list)
+        and all(isinstance(item, str) for item in value)
+    ):
         return value
     raise ConfigError(
         f"{path} in {source} must be {type(default).__name__} (like {default!r}), "

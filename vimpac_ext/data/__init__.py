@@ -18,6 +18,7 @@ from vimpac_ext.data.token_dataset import TokenClips
 from vimpac_ext.data.token_source import (
     StoredVideos,
     has_tokens,
+    made_by_authors,
     open_token_dataset,
     open_tokens,
     write_video_list,
@@ -45,6 +46,7 @@ __all__ = [
     "VideoFolder",
     "VideoReader",
     "has_tokens",
+    "made_by_authors",
     "open_token_dataset",
     "open_tokens",
     "spatial_views",

@@ -165,7 +165,7 @@ def read_array(value: memoryview, name: str, where: str) -> np.ndarray:
         where: names the video in error messages.
 
     Returns:
-        int64: (frames, h, w) for "tokens", scalar for "label".
+        Integers: (frames, h, w) for "tokens", a scalar for "label".
 
     Raises:
         ValueError: the value is damaged or not of this format.
@@ -181,7 +181,7 @@ def read_array(value: memoryview, name: str, where: str) -> np.ndarray:
             f"{where} is damaged: {name!r} is a {array.dtype} array of shape {array.shape}, "
             f"expected integers with {expected} dimensions"
         )
-    return array.astype(np.int64)
+    return array
 
 
 def read_shape(value: memoryview, where: str) -> tuple[int, int, int]:

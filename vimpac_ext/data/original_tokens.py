@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -37,13 +37,10 @@ class OriginalTokens:
 
     Attributes:
         folder: what was opened, for messages.
-        meta: description as of a `TokenStore`; its ``tokenizer_fingerprint`` has no hash of the
-            weights, since the folders do not say which they were.
+        meta: description as of a `TokenStore`; its ``tokenizer_fingerprint`` is the name
+            alone, since the folders do not say which weights it had.
         incomplete: video -> the views that lack it.
-        decoder: what read the videos.
     """
-
-    decoder: ClassVar[str] = "ffmpeg"
 
     def __init__(
         self, source: str | Path | Sequence[str | Path], views: Sequence[str] | None = None
@@ -205,7 +202,7 @@ class OriginalTokens:
                 f"frames {indices.min()} to {indices.max()} asked of {where}, which has "
                 f"{len(tokens)} frames"
             )
-        return tokens[indices]
+        return tokens[indices].astype(np.int64)
 
     def label(self, video_id: str) -> int:
         """The label that the folders have for a video (not for HowTo100M: it has none).
@@ -258,19 +255,21 @@ class OriginalTokens:
 
     def _tokens(self, view: str, number: int) -> np.ndarray:
         """All tokens of a video in a view; the last ones are kept, for its other clips."""
-        if self._last is None or self._last[:2] != (view, number):
-            key = self._key(number)
-            where = self._where(view, key)
-            with self._value(view, key) as value:
-                tokens = read_array(value, "tokens", where)
-            self._require_grid(tokens.shape[1:], where)
-            if tokens.size and (tokens.min() < 0 or tokens.max() >= VOCAB_SIZE):
-                raise ValueError(
-                    f"{where} has tokens {tokens.min()}..{tokens.max()}, outside the vocabulary "
-                    f"0..{VOCAB_SIZE - 1}"
-                )
-            self._last = view, number, tokens
-        return self._last[2]
+        last = self._last  # another thread may replace it
+        if last is not None and last[:2] == (view, number):
+            return last[2]
+        key = self._key(number)
+        where = self._where(view, key)
+        with self._value(view, key) as value:
+            tokens = read_array(value, "tokens", where)
+        self._require_grid(tokens.shape[1:], where)
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= VOCAB_SIZE):
+            raise ValueError(
+                f"{where} has tokens {tokens.min()}..{tokens.max()}, outside the vocabulary "
+                f"0..{VOCAB_SIZE - 1}"
+            )
+        self._last = view, number, tokens
+        return tokens
 
     def _require_grid(self, grid: Sequence[int], where: str) -> None:
         if tuple(grid) != self.meta.grid:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from vimpac_ext.data.annotations.common import read_lines
 from vimpac_ext.data.original_folders import TokenFolderSource, list_token_folders
 from vimpac_ext.data.original_tokens import OriginalTokens
-from vimpac_ext.data.store_format import META_FILE
+from vimpac_ext.data.store_format import META_FILE, StoreMeta
 from vimpac_ext.data.token_dataset import TokenClips
 from vimpac_ext.data.token_store import TokenStore
 from vimpac_ext.files import atomic_write, sha256_of
@@ -40,6 +40,14 @@ def open_tokens(
     if isinstance(source, (str, Path)) and _is_store(source):
         return TokenStore(Path(source).expanduser())
     return OriginalTokens(source, views)
+
+
+def made_by_authors(meta: StoreMeta) -> bool:
+    """Whether tokens are of the authors' extraction (converted ones, too).
+
+    Which weights their tokenizer had is not known: its name stands for its fingerprint.
+    """
+    return meta.tokenizer_fingerprint == meta.tokenizer
 
 
 class StoredVideos:

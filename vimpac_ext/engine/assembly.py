@@ -18,6 +18,7 @@ from vimpac_ext.data import (
     StoredVideos,
     TokenClips,
     TokenStore,
+    made_by_authors,
     open_tokens,
     spatial_views,
 )
@@ -182,10 +183,9 @@ def open_store(cfg: CfgNode, phase: str) -> TokenStore | OriginalTokens:
     grid = token_grid(cfg, crop_size)
     views = [view.name for view in views_of(cfg, phase)]
     store = open_tokens(cfg[phase].TOKEN_STORE, views)
-    knows_weights = store.meta.tokenizer_fingerprint != store.meta.tokenizer
     store.require(
         tokenizer=cfg.TOKENIZER.NAME or None,
-        tokenizer_fingerprint=_expected_fingerprint(cfg) if knows_weights else None,
+        tokenizer_fingerprint=(None if made_by_authors(store.meta) else _expected_fingerprint(cfg)),
         vocab_size=cfg.DATA.VOCAB_SIZE,
         stride=cfg.DATA.TOKEN_STRIDE,
         fps=cfg.DATA.TARGET_FPS,

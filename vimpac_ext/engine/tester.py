@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vimpac_ext.data import made_by_authors
 from vimpac_ext.data.loaders import evaluation_loader
 from vimpac_ext.engine.assembly import build_dataset, build_test_clips
 from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
@@ -104,7 +105,7 @@ class Tester:
             "fps": cfg.DATA.TARGET_FPS,
             "single_frame": cfg.DATA.SINGLE_FRAME,
             "precision": cfg.TEST.PRECISION,
-            "decoder": getattr(self.clips.store, "decoder", "pyav"),
+            "decoder": "ffmpeg" if made_by_authors(self.clips.store.meta) else "pyav",
             "tokenizer": self.clips.store.meta.tokenizer_fingerprint,
         }
 
