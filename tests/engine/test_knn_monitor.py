@@ -147,6 +147,8 @@ def test_annotations_and_the_authors_folders_serve_too(project):
     ]
     run(prepare(project / "monitored.yaml", overrides))
     assert events(project, "knn_epoch")[-1]["bank_videos"] == NUM_VIDEOS
+    with pytest.raises(MissingInputError, match="PathLabelList: folder 'nowhere' not found"):
+        run(prepare(project / "monitored.yaml", [*overrides, "KNN.TRAIN.DATASET.root", "nowhere"]))
 
 
 def test_mistakes_stop_before_the_run(project):

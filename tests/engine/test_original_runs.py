@@ -125,12 +125,18 @@ def test_annotation_files_and_the_authors_folders_go_together(fixture_tokens, tm
         "YoYo/v_YoYo_g25_c05.avi 1\nBiking/v_Biking_g07_c02.avi 0\n"
     )
     config = base_config(pretrain_config, tmp_path, fixture_tokens, 128, BATCH_SIZE=2)
+    with_list = {**config, "TRAIN": {**config["TRAIN"], "TOKEN_SPLIT_FILE": "list.txt"}}
     config["TRAIN"]["DATASET"] = {"NAME": "PathLabelList", "split": "train"}
     config["DATA"]["PATH_TO_DATA_DIR"] = str(tmp_path / "data")
     write_config(tmp_path / "pretrain.yaml", config)
     caplog.set_level(logging.INFO)
     run(prepare(tmp_path / "pretrain.yaml"))
     assert "training on 2 videos" in caplog.text
+
+    with_list["TRAIN"]["DATASET"] = config["TRAIN"]["DATASET"]
+    write_config(tmp_path / "both.yaml", with_list)
+    with pytest.raises(ConfigError, match="SPLIT_FILE .*both.yaml must be empty.*PathLabelList"):
+        prepare(tmp_path / "both.yaml")
 
 
 def test_another_rate_size_or_tokenizer_is_refused(fixture_tokens, tmp_path):

@@ -58,6 +58,7 @@ def validate(loaded: LoadedConfig) -> None:
     Raises:
         ConfigError: naming the key, where it was set, what was found and what is valid.
     """
+    _check_split_files(loaded)
     _check_knn(loaded)
     for key, choices in _CHOICES.items():
         _require(loaded, key, _value(loaded, key) in choices, f"one of {_listed(choices)}")
@@ -80,6 +81,14 @@ def validate(loaded: LoadedConfig) -> None:
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_crops(loaded)
+
+
+def _check_split_files(loaded: LoadedConfig) -> None:
+    for name in ("TRAIN", "TEST", "KNN.TRAIN", "KNN.TEST"):
+        dataset = _value(loaded, f"{name}.DATASET").NAME
+        key = f"{name}.TOKEN_SPLIT_FILE"
+        fits = not (dataset and _value(loaded, key))
+        _require(loaded, key, fits, f"empty, since {name}.DATASET ({dataset}) says which videos")
 
 
 def _check_knn(loaded: LoadedConfig) -> None:

@@ -1,6 +1,6 @@
 """Looks for all that a run needs before it starts; says in one message what is missing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -20,8 +20,16 @@ def require_inputs(loaded: LoadedConfig) -> None:
     Raises:
         MissingInputError: listing all that is missing, where it was looked for and what makes it.
     """
+    sections = _sections(loaded)
+    if loaded.cfg.TRAIN.ENABLE and loaded.cfg.KNN.ENABLE:
+        sections |= {f"KNN.{part}": loaded.cfg.KNN[part] for part in ("TRAIN", "TEST")}
     _report(
-        loaded, [*_missing_data(loaded), *_missing_stores(loaded), *_missing_checkpoints(loaded)]
+        loaded,
+        [
+            *_missing_data(loaded, sections),
+            *_missing_stores(loaded, sections),
+            *_missing_checkpoints(loaded),
+        ],
     )
 
 
@@ -31,7 +39,7 @@ def require_data(loaded: LoadedConfig) -> None:
     Raises:
         MissingInputError: as `require_inputs`.
     """
-    _report(loaded, list(_missing_data(loaded)))
+    _report(loaded, list(_missing_data(loaded, _sections(loaded))))
 
 
 def _report(loaded: LoadedConfig, missing: list[str]) -> None:
@@ -44,17 +52,14 @@ def _phases(loaded: LoadedConfig) -> list[str]:
     return [phase for phase in ("TRAIN", "TEST") if loaded.cfg[phase].ENABLE]
 
 
-def _token_sections(loaded: LoadedConfig) -> dict[str, CfgNode]:
-    """The sections with DATASET and TOKEN_STORE that the run uses, by name."""
-    sections = {phase: loaded.cfg[phase] for phase in _phases(loaded)}
-    if loaded.cfg.TRAIN.ENABLE and loaded.cfg.KNN.ENABLE:
-        sections |= {f"KNN.{part}": loaded.cfg.KNN[part] for part in ("TRAIN", "TEST")}
-    return sections
+def _sections(loaded: LoadedConfig) -> dict[str, CfgNode]:
+    """The sections of the enabled phases, which have DATASET and TOKEN_STORE, by name."""
+    return {phase: loaded.cfg[phase] for phase in _phases(loaded)}
 
 
-def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
+def _missing_data(loaded: LoadedConfig, sections: Mapping[str, CfgNode]) -> Iterator[str]:
     looked_for: set[str] = set()
-    for used in _token_sections(loaded).values():
+    for used in sections.values():
         section = used.DATASET
         root = section.get("root", loaded.cfg.DATA.PATH_TO_DATA_DIR)
         if section.NAME and root not in looked_for and not Path(root).is_dir():
@@ -66,8 +71,8 @@ def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
             )
 
 
-def _missing_stores(loaded: LoadedConfig) -> Iterator[str]:
-    for name, section in _token_sections(loaded).items():
+def _missing_stores(loaded: LoadedConfig, sections: Mapping[str, CfgNode]) -> Iterator[str]:
+    for name, section in sections.items():
         store, split_file = section.TOKEN_STORE, section.TOKEN_SPLIT_FILE
         if store and not has_tokens(store):
             yield (
