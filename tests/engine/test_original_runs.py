@@ -56,7 +56,11 @@ def write_own_tokens(folder, names, views):
         write_token_folder(folder / NAME.format(*view), values)
 
 
-def test_pretraining_and_finetuning_on_the_authors_folders_alone(fixture_tokens, tmp_path):
+def test_pretraining_and_finetuning_on_the_authors_folders_alone(
+    fixture_tokens, tmp_path, monkeypatch
+):
+    # Drawing 101 classes takes seconds.
+    monkeypatch.setattr("vimpac_ext.evaluation.report.save_confusion_plot", lambda *_: None)
     config = base_config(pretrain_config, tmp_path, fixture_tokens, 128)
     write_config(tmp_path / "pretrain.yaml", config)
     assert run(prepare(tmp_path / "pretrain.yaml")) == {}

@@ -235,7 +235,7 @@ class OriginalTokens:
 
     def _stride_and_grid(self, view: SpatialView) -> tuple[int, tuple[int, int]]:
         """Pixels per token, and tokens of a frame, of the first video that is not damaged."""
-        damage = None
+        damage = f"{self.folder}: no video is in every view"
         for number in range(len(self)):
             key = self._key(number)
             where = self._where(view.name, key)
@@ -243,7 +243,7 @@ class OriginalTokens:
                 with self._value(view.name, key) as value:
                     _, height, width = read_shape(value, where)
             except ValueError as error:
-                damage = damage or error
+                damage = str(error)  # not the exception: it would keep this reader alive
                 continue
             if height != width or not height or view.size % height:
                 raise ValueError(
@@ -251,7 +251,7 @@ class OriginalTokens:
                     f"{view.size} pixels that the folder's name says"
                 )
             return view.size // height, (height, width)
-        raise damage or ValueError(f"{self.folder}: no video is in every view")
+        raise ValueError(damage)
 
     def _tokens(self, view: str, number: int) -> np.ndarray:
         """All tokens of a video in a view; the last ones are kept, for its other clips."""
