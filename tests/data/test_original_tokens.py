@@ -180,6 +180,8 @@ def test_folders_that_do_not_belong_together_are_refused(tmp_path):
     wide = made(tmp_path, "32top32", values)
     with pytest.raises(ValueError, match="2 fps, 16 px; own_train at 2 fps, 32 px"):
         OriginalTokens([first, wide])
+    # With the views asked for, folders of another size may stand beside.
+    assert open_tokens([first, wide], ["16top16"]).meta.grid == (2, 2)
     with pytest.raises(ValueError, match="no folder with the view 20top16.*there is 16top16"):
         open_tokens(first, ["20top16"])
     for source in (tmp_path / "nowhere", [first, tmp_path / "nowhere"]):

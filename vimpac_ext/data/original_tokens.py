@@ -26,6 +26,7 @@ from vimpac_ext.data.store_index import Location
 
 TOKENIZER = "DalleTokenizer"
 VOCAB_SIZE = 8192
+PRECISION = "fp16"  # their extraction ran under autocast; ours never has this
 UNKNOWN_LENGTH = 0  # in a `Location`: how many frames there are stands in the record only
 
 
@@ -55,7 +56,10 @@ class OriginalTokens:
             ValueError: there are no such folders or views, they do not belong together, or one is
                 damaged.
         """
-        folders = require_one_dataset(find_token_folders(source), source)
+        found = find_token_folders(source)
+        if views is not None:  # there may be folders of other crop sizes beside them
+            found = [folder for folder in found if folder.view.name in views] or found
+        folders = require_one_dataset(found, source)
         if views is not None:
             folders = [require_view(folders, view) for view in views]
         self.folder = " + ".join(str(folder.path) for folder in folders)
@@ -75,7 +79,7 @@ class OriginalTokens:
             views=tuple(self._paths),
             grid=grid,
             annotation_fingerprint=folders[0].dataset,
-            precision="fp16",  # their extraction ran under autocast
+            precision=PRECISION,
         )
 
     def __getstate__(self) -> dict[str, Any]:

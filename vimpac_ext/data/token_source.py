@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from vimpac_ext.data.annotations.common import read_lines
 from vimpac_ext.data.original_folders import TokenFolderSource, list_token_folders
-from vimpac_ext.data.original_tokens import OriginalTokens
+from vimpac_ext.data.original_tokens import PRECISION, OriginalTokens
 from vimpac_ext.data.store_format import META_FILE, StoreMeta
 from vimpac_ext.data.token_dataset import TokenClips
 from vimpac_ext.data.token_store import TokenStore
@@ -47,7 +47,7 @@ def made_by_authors(meta: StoreMeta) -> bool:
 
     Which weights their tokenizer had is not known: its name stands for its fingerprint.
     """
-    return meta.tokenizer_fingerprint == meta.tokenizer
+    return meta.precision == PRECISION and meta.tokenizer_fingerprint == meta.tokenizer
 
 
 class StoredVideos:
