@@ -37,6 +37,8 @@ setup(
         "cluster": ["submitit>=1.5"],
         "decode": ["torchcodec>=0.13"],
         "dev": [
+            "attrs>=21",  # DALL-E needs it without saying so
+            "DALL-E>=0.1",  # a test compares with it
             "hypothesis>=6.100",
             "mypy>=1.15",
             "pre-commit>=4.0",

@@ -122,3 +122,20 @@ def test_without_its_inputs_it_says_what_to_do(path, tmp_path, monkeypatch):
         command = re.search(r"run_net.py --cfg (\S+)", message)
         assert initial == load_config(command[1]).cfg.OUTPUT_DIR
     assert not list(tmp_path.iterdir())
+
+
+def test_the_monitor_that_a_comment_of_the_pretraining_configs_describes(tmp_path):
+    lines = (PAPER / "_pretrain.yaml").read_text().splitlines()
+    start = lines.index("#   TRAIN: {EVAL_PERIOD: 1}")
+    block = [line.removeprefix("#   ") for line in lines[start:] if line.startswith("#   ")]
+    path = tmp_path / "monitored.yaml"
+    path.write_text("\n".join([f"_BASE_: {PAPER / 'pretrain_small.yaml'}", *block]))
+    cfg = prepare(path).cfg
+    assert cfg.KNN.ENABLE
+    small = prepare(PAPER / "ucf101_small.yaml").cfg
+    for phase in ("TRAIN", "TEST"):
+        assert cfg.KNN[phase].TOKEN_STORE == small[phase].TOKEN_STORE
+        assert cfg.KNN[phase].DATASET.root == small.DATA.PATH_TO_DATA_DIR
+    assert cfg.KNN.TARGET_FPS == small.DATA.TARGET_FPS
+    rate = cfg.KNN.TARGET_FPS / cfg.KNN.SAMPLING_RATE
+    assert rate == cfg.DATA.TARGET_FPS / cfg.DATA.SAMPLING_RATE

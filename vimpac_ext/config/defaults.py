@@ -50,7 +50,8 @@ DEFAULTS: dict[str, Any] = {
     "TRAIN": {
         "ENABLE": True,
         "DATASET": {"NAME": "", "split": "train"},
-        "TOKEN_STORE": "",  # folder written by tools/extract_tokens.py
+        "TOKEN_STORE": "",  # of tools/extract_tokens.py, or the authors' folders (pattern, list)
+        "TOKEN_SPLIT_FILE": "",  # without a DATASET: list of the store's videos to use; "" = all
         "BATCH_SIZE": 64,  # videos per parameter update
         "MICRO_BATCH_SIZE": 0,  # videos per forward pass (= contrast group); 0 = BATCH_SIZE
         "EVAL_PERIOD": 0,  # test every n epochs while training; 0 = never
@@ -60,11 +61,32 @@ DEFAULTS: dict[str, Any] = {
         "CHECKPOINT_OPTIMIZER": False,  # take that file's optimizer moments too (a next stage)
         "PRECISION": "fp32",  # fp32, bf16 (autocast)
     },
+    # --- k-NN monitor of a pre-training: every TRAIN.EVAL_PERIOD epochs -----------------------
+    "KNN": {
+        "ENABLE": False,
+        "TRAIN": {  # the bank: labelled videos that the others are compared with
+            "DATASET": {"NAME": "", "split": "train"},  # root: unless DATA.PATH_TO_DATA_DIR
+            "TOKEN_STORE": "",
+            "TOKEN_SPLIT_FILE": "",
+        },
+        "TEST": {  # the videos to classify
+            "DATASET": {"NAME": "", "split": "test"},
+            "TOKEN_STORE": "",
+            "TOKEN_SPLIT_FILE": "",
+        },
+        "TARGET_FPS": 2.0,  # frames per second of these tokens; may differ from DATA.TARGET_FPS
+        "SAMPLING_RATE": 1,  # take every n-th of them
+        "CLIP": "middle",  # of each video: middle, random (the authors')
+        "K": 200,  # neighbours
+        "TEMPERATURE": 0.07,
+        "BATCH_SIZE": 64,  # clips per forward pass
+    },
     # --- testing ----------------------------------------------------------------------------
     "TEST": {
         "ENABLE": True,
         "DATASET": {"NAME": "", "split": "validation"},
         "TOKEN_STORE": "",
+        "TOKEN_SPLIT_FILE": "",
         "BATCH_SIZE": 64,  # clips (views) per forward pass
         "CHECKPOINT_FILE_PATH": "",  # default: the newest checkpoint in OUTPUT_DIR
         "NUM_ENSEMBLE_VIEWS": 10,  # temporal views per video
@@ -111,4 +133,6 @@ SECTION_REGISTRIES = {
     "LOSSES": "LOSSES",
     "TRAIN.DATASET": "DATASETS",
     "TEST.DATASET": "DATASETS",
+    "KNN.TRAIN.DATASET": "DATASETS",
+    "KNN.TEST.DATASET": "DATASETS",
 }

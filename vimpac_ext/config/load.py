@@ -20,6 +20,10 @@ Tree = dict[str, Any]
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
+# Keys that are one text, or a list of such.
+_TEXT_OR_LIST = ("DATA.TRAIN_VIEWS", "TOKEN_STORE")
+
+
 class ConfigError(ValueError):
     """A mistake in a configuration; the message names the key and where it was set."""
 
@@ -205,10 +209,13 @@ def _converted(path: str, default: Any, value: Any, source: str) -> Any:
         value = list(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # TRAIN_VIEWS and the like are a name or a list of names.
     if default is None or type(value) is type(default):
         return value
-    if path == "DATA.TRAIN_VIEWS" and isinstance(value, list):
+    if (
+        path.endswith(_TEXT_OR_LIST)
+        and isinstance(value, list)
+        and all(isinstance(item, str) for item in value)
+    ):
         return value
     raise ConfigError(
         f"{path} in {source} must be {type(default).__name__} (like {default!r}), "

@@ -12,6 +12,7 @@ _CHOICES = {
     "DATA.ON_BAD_VIDEO": ("error", "skip", "count_wrong"),
     "TEST.START_RULE": ("linspace", "uniform", "vimpac"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
+    "KNN.CLIP": ("middle", "random"),
     "SOLVER.LR_POLICY": ("linear", "constant"),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "adamw_original", "adam", "sgd"),
     "SOLVER.NO_DECAY": ("vectors", "original"),
@@ -25,6 +26,11 @@ _POSITIVE = (
     "DATA.VOCAB_SIZE",
     "TRAIN.BATCH_SIZE",
     "TRAIN.CHECKPOINT_PERIOD",
+    "KNN.TARGET_FPS",
+    "KNN.SAMPLING_RATE",
+    "KNN.K",
+    "KNN.TEMPERATURE",
+    "KNN.BATCH_SIZE",
     "TEST.BATCH_SIZE",
     "TEST.NUM_ENSEMBLE_VIEWS",
     "EXTRACT.BATCH_SIZE",
@@ -55,6 +61,8 @@ def validate(loaded: LoadedConfig) -> None:
     Raises:
         ConfigError: naming the key, where it was set, what was found and what is valid.
     """
+    _check_split_files(loaded)
+    _check_knn(loaded)
     for key, choices in _CHOICES.items():
         _require(loaded, key, _value(loaded, key) in choices, f"one of {_listed(choices)}")
     for key in _POSITIVE:
@@ -77,6 +85,24 @@ def validate(loaded: LoadedConfig) -> None:
     _check_schedule(loaded)
     _check_momentum(loaded)
     _check_crops(loaded)
+
+
+def _check_split_files(loaded: LoadedConfig) -> None:
+    for name in ("TRAIN", "TEST", "KNN.TRAIN", "KNN.TEST"):
+        dataset = _value(loaded, f"{name}.DATASET").NAME
+        key = f"{name}.TOKEN_SPLIT_FILE"
+        fits = not (dataset and _value(loaded, key))
+        _require(loaded, key, fits, f"empty, since {name}.DATASET ({dataset}) says which videos")
+
+
+def _check_knn(loaded: LoadedConfig) -> None:
+    if not loaded.cfg.KNN.ENABLE:
+        return
+    period = loaded.cfg.TRAIN.EVAL_PERIOD
+    _require(loaded, "TRAIN.EVAL_PERIOD", period > 0, "positive, since KNN.ENABLE is True")
+    for part in ("TRAIN", "TEST"):
+        key = f"KNN.{part}.TOKEN_STORE"
+        _require(loaded, key, bool(_value(loaded, key)), "given, since KNN.ENABLE is True")
 
 
 def _check_batch(loaded: LoadedConfig) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from vimpac_ext.data.clip_sampler import ClipSampler, epoch_and_index, item_generator
+from vimpac_ext.data.original_tokens import OriginalTokens
 from vimpac_ext.data.store_index import Location
 from vimpac_ext.data.token_store import TokenStore
 from vimpac_ext.structures import ClipSample, SpecialTokens, VideoRecord
@@ -25,7 +26,7 @@ class TokenClips(Dataset[ClipSample]):
 
     def __init__(
         self,
-        store: TokenStore,
+        store: TokenStore | OriginalTokens,
         records: Sequence[VideoRecord],
         views: Sequence[str],
         num_frames: int,
@@ -41,7 +42,7 @@ class TokenClips(Dataset[ClipSample]):
         """Find the videos in the store.
 
         Args:
-            store: where the tokens are.
+            store: where the tokens are, see also `open_token_dataset`.
             records: videos of the data set.
             views: spatial views to take clips from, names in the store.
             num_frames: frames of a clip.
@@ -104,7 +105,10 @@ class TokenClips(Dataset[ClipSample]):
         location = Location(*self._locations[index].tolist())
         shape = (self.sampler.num_clips, self.sampler.num_frames, *self.store.meta.grid)
         clips = np.full(shape, self.pad, np.int64)
-        chosen = self.sampler.clips(location.num_frames, generator)
+        num_frames = location.num_frames
+        if isinstance(self.store, OriginalTokens):  # lengths stand in its records only
+            num_frames = self.store.num_frames_at(location)
+        chosen = self.sampler.clips(num_frames, generator)
         for clip, (view, frames) in zip(clips, chosen, strict=True):
             clip[: len(frames)] = self.store.read_at(location, self.views[view], frames)
         return {

@@ -1,5 +1,6 @@
 """From a configuration to objects: the one place that reads config keys to build components."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,17 @@ from torch import nn
 from vimpac_ext.build import build, check, needs, wants
 from vimpac_ext.config import ConfigError, LoadedConfig
 from vimpac_ext.config.defaults import COMPONENT_MAPPINGS, SECTION_REGISTRIES
-from vimpac_ext.data import FrameClips, SpatialView, TokenClips, TokenStore, spatial_views
+from vimpac_ext.data import (
+    FrameClips,
+    OriginalTokens,
+    SpatialView,
+    StoredVideos,
+    TokenClips,
+    TokenStore,
+    made_by_authors,
+    open_tokens,
+    spatial_views,
+)
 from vimpac_ext.registries import (
     ALL_REGISTRIES,
     BACKBONES,
@@ -22,6 +33,8 @@ from vimpac_ext.registries import (
     TOKENIZERS,
 )
 from vimpac_ext.structures import TokenGrid, VideoRecord
+
+_logger = logging.getLogger(__name__)
 
 # Arguments that the program gives to a component whose constructor asks for them by name.
 RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
@@ -121,10 +134,32 @@ def build_tokenizer(cfg: CfgNode) -> nn.Module:
 
 
 def build_dataset(cfg: CfgNode, phase: str) -> Any:
-    """Builds the data set of ``phase`` ("TRAIN" or "TEST"): annotations, no videos yet."""
+    """Builds the data set of ``phase`` ("TRAIN" or "TEST"): annotations, no videos yet.
+
+    Without a DATASET it is what the token store has, or its part in TOKEN_SPLIT_FILE.
+    """
     section = cfg[phase].DATASET
+    if not section.NAME and cfg[phase].TOKEN_STORE:
+        return _stored_videos(cfg, phase)
     runtime = {} if "root" in section else {"root": cfg.DATA.PATH_TO_DATA_DIR}
     return build(DATASETS, section, f"{phase}.DATASET", **runtime)
+
+
+def _stored_videos(cfg: CfgNode, phase: str) -> StoredVideos:
+    views = [view.name for view in views_of(cfg, phase)]
+    tokens = open_tokens(cfg[phase].TOKEN_STORE, views)
+    labelled = None if cfg.MODEL.NUM_CLASSES or phase == "TEST" else False
+    videos = StoredVideos(tokens, cfg[phase].TOKEN_SPLIT_FILE or None, labelled)
+    if videos.missing:
+        text = f"{len(videos.missing)} of {len(videos.records)} videos have no tokens in all views "
+        text += f"of {tokens.folder} (first: {', '.join(map(repr, videos.missing[:5]))})"
+        # Their labels are unknown, so they cannot be counted as wrong either.
+        if cfg.DATA.ON_BAD_VIDEO != "skip":
+            raise ValueError(f"{text}; DATA.ON_BAD_VIDEO skip leaves them out")
+        _logger.warning("%s; they are left out", text)
+        missing = set(videos.missing)
+        videos.records = [r for r in videos.records if r.video_id not in missing]
+    return videos
 
 
 def views_of(cfg: CfgNode, phase: str) -> tuple[SpatialView, ...]:
@@ -135,23 +170,27 @@ def views_of(cfg: CfgNode, phase: str) -> tuple[SpatialView, ...]:
     return spatial_views(names[cfg.TEST.NUM_SPATIAL_CROPS], cfg.DATA.TEST_CROP_SIZE)
 
 
-def open_store(cfg: CfgNode, phase: str) -> TokenStore:
+def open_store(cfg: CfgNode, phase: str) -> TokenStore | OriginalTokens:
     """Opens the token store of ``phase`` and checks that it is the one the config describes.
+
+    The authors' token folders, and stores made from them, do not say which weights their tokenizer
+    had: of these only its name is compared.
 
     Raises:
         ValueError: if tokenizer, vocabulary, rate, grid or views differ; each is named.
     """
     crop_size = cfg.DATA.TRAIN_CROP_SIZE if phase == "TRAIN" else cfg.DATA.TEST_CROP_SIZE
     grid = token_grid(cfg, crop_size)
-    store = TokenStore(cfg[phase].TOKEN_STORE)
+    views = [view.name for view in views_of(cfg, phase)]
+    store = open_tokens(cfg[phase].TOKEN_STORE, views)
     store.require(
         tokenizer=cfg.TOKENIZER.NAME or None,
-        tokenizer_fingerprint=_expected_fingerprint(cfg),
+        tokenizer_fingerprint=(None if made_by_authors(store.meta) else _expected_fingerprint(cfg)),
         vocab_size=cfg.DATA.VOCAB_SIZE,
         stride=cfg.DATA.TOKEN_STRIDE,
         fps=cfg.DATA.TARGET_FPS,
         grid=(grid.height, grid.width),
-        views=[view.name for view in views_of(cfg, phase)],
+        views=views,
     )
     return store
 

@@ -266,10 +266,20 @@ def _require_same_facts(
     path: Path, stored: Mapping[str, Any], own: Mapping[str, Any], hint: str = ""
 ) -> None:
     for name, value in own.items():
-        if name in stored and stored[name] != value:
+        if name in stored and not _agree(stored[name], value):
             raise CheckpointError(
                 f"{path} was trained with {name} {stored[name]!r}, this run has {value!r}{hint}"
             )
+
+
+def _agree(stored: Any, own: Any) -> bool:
+    """Whether two facts can both be true.
+
+    A tokenizer's fingerprint is its name, a colon and the hash of its weights. Which weights made
+    the authors' tokens is not known: theirs is the name alone, which agrees with any weights.
+    """
+    (name, _, weights), (own_name, _, own_weights) = (str(f).partition(":") for f in (stored, own))
+    return stored == own or (name == own_name and not (weights and own_weights))
 
 
 def _require_same_model(path: Path, own: State, stored: State, hint: str = "") -> None:

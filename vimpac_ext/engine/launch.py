@@ -68,7 +68,8 @@ def run(loaded: LoadedConfig) -> dict[str, Any]:
     require_inputs(loaded)
     folder = Path(cfg.OUTPUT_DIR)
     _seed_everything(cfg.RNG_SEED)
-    tester = Tester(cfg, device) if cfg.TEST.ENABLE and cfg.TEST.DATASET.NAME else None
+    can_test = cfg.TEST.ENABLE and (cfg.TEST.DATASET.NAME or cfg.TEST.TOKEN_STORE)
+    tester = Tester(cfg, device) if can_test else None
     if cfg.TRAIN.ENABLE:
         task, update = train(cfg, device, folder, tester)
     elif tester is not None:

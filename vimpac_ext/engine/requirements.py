@@ -1,9 +1,12 @@
 """Looks for all that a run needs before it starts; says in one message what is missing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from fvcore.common.config import CfgNode
+
 from vimpac_ext.config import ConfigError, LoadedConfig, load_config
+from vimpac_ext.data import has_tokens
 from vimpac_ext.engine.checkpoint import find_checkpoint
 
 
@@ -17,8 +20,16 @@ def require_inputs(loaded: LoadedConfig) -> None:
     Raises:
         MissingInputError: listing all that is missing, where it was looked for and what makes it.
     """
+    sections = _sections(loaded)
+    if loaded.cfg.TRAIN.ENABLE and loaded.cfg.KNN.ENABLE:
+        sections |= {f"KNN.{part}": loaded.cfg.KNN[part] for part in ("TRAIN", "TEST")}
     _report(
-        loaded, [*_missing_data(loaded), *_missing_stores(loaded), *_missing_checkpoints(loaded)]
+        loaded,
+        [
+            *_missing_data(loaded, sections),
+            *_missing_stores(loaded, sections),
+            *_missing_checkpoints(loaded),
+        ],
     )
 
 
@@ -28,7 +39,7 @@ def require_data(loaded: LoadedConfig) -> None:
     Raises:
         MissingInputError: as `require_inputs`.
     """
-    _report(loaded, list(_missing_data(loaded)))
+    _report(loaded, list(_missing_data(loaded, _sections(loaded))))
 
 
 def _report(loaded: LoadedConfig, missing: list[str]) -> None:
@@ -41,10 +52,15 @@ def _phases(loaded: LoadedConfig) -> list[str]:
     return [phase for phase in ("TRAIN", "TEST") if loaded.cfg[phase].ENABLE]
 
 
-def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
+def _sections(loaded: LoadedConfig) -> dict[str, CfgNode]:
+    """The sections of the enabled phases, which have DATASET and TOKEN_STORE, by name."""
+    return {phase: loaded.cfg[phase] for phase in _phases(loaded)}
+
+
+def _missing_data(loaded: LoadedConfig, sections: Mapping[str, CfgNode]) -> Iterator[str]:
     looked_for: set[str] = set()
-    for phase in _phases(loaded):
-        section = loaded.cfg[phase].DATASET
+    for used in sections.values():
+        section = used.DATASET
         root = section.get("root", loaded.cfg.DATA.PATH_TO_DATA_DIR)
         if section.NAME and root not in looked_for and not Path(root).is_dir():
             looked_for.add(root)
@@ -55,14 +71,22 @@ def _missing_data(loaded: LoadedConfig) -> Iterator[str]:
             )
 
 
-def _missing_stores(loaded: LoadedConfig) -> Iterator[str]:
-    for phase in _phases(loaded):
-        store = loaded.cfg[phase].TOKEN_STORE
-        if store and not (Path(store) / "meta.json").is_file():
+def _missing_stores(loaded: LoadedConfig, sections: Mapping[str, CfgNode]) -> Iterator[str]:
+    for name, section in sections.items():
+        store, split_file = section.TOKEN_STORE, section.TOKEN_SPLIT_FILE
+        if store and not has_tokens(store):
             yield (
-                f"{phase}.TOKEN_STORE: no token store in {store!r}. Make it: "
-                f"python tools/extract_tokens.py --cfg {loaded.path}"
+                f"{name}.TOKEN_STORE: no token store in {store!r}. Make it: "
+                f"python tools/extract_tokens.py --cfg {_extracted_by(loaded, name)}"
             )
+        if split_file and not Path(split_file).is_file():
+            yield f"{name}.TOKEN_SPLIT_FILE: there is no file {split_file!r}"
+
+
+def _extracted_by(loaded: LoadedConfig, name: str) -> str:
+    if name in ("TRAIN", "TEST"):
+        return str(loaded.path)
+    return f"CONFIG, with a config whose TRAIN.TOKEN_STORE is that of {name}"
 
 
 def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vimpac_ext.data import made_by_authors
 from vimpac_ext.data.loaders import evaluation_loader
 from vimpac_ext.engine.assembly import build_dataset, build_test_clips
 from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
@@ -88,8 +89,12 @@ class Tester:
         """Everything that decides whether two results may be compared."""
         cfg = self.cfg
         return {
-            "dataset": cfg.TEST.DATASET.NAME,
-            "split": cfg.TEST.DATASET.get("split", ""),
+            "dataset": cfg.TEST.DATASET.NAME or type(self.dataset).__name__,
+            "split": (
+                cfg.TEST.DATASET.get("split", "")
+                if cfg.TEST.DATASET.NAME
+                else cfg.TEST.TOKEN_SPLIT_FILE
+            ),
             "annotations": self.dataset.fingerprint,
             "temporal_views": cfg.TEST.NUM_ENSEMBLE_VIEWS,
             "spatial_crops": cfg.TEST.NUM_SPATIAL_CROPS,
@@ -100,7 +105,7 @@ class Tester:
             "fps": cfg.DATA.TARGET_FPS,
             "single_frame": cfg.DATA.SINGLE_FRAME,
             "precision": cfg.TEST.PRECISION,
-            "decoder": "pyav",
+            "decoder": "ffmpeg" if made_by_authors(self.clips.store.meta) else "pyav",
             "tokenizer": self.clips.store.meta.tokenizer_fingerprint,
         }
 

@@ -20,6 +20,7 @@ from vimpac_ext.engine.checkpoint import (
     initialise_weights,
 )
 from vimpac_ext.engine.events import EventLog
+from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.optim import build_optimizer
 from vimpac_ext.engine.schedule import learning_rate
 from vimpac_ext.engine.tester import Tester, require_labels
@@ -29,7 +30,7 @@ from vimpac_ext.files import atomic_write
 _logger = logging.getLogger(__name__)
 
 # Keys that may differ between a run and its continuation without a word.
-_FREE_KEYS = ("OUTPUT_DIR", "LOG_PERIOD", "TENSORBOARD", "NUM_GPUS", "DATA_LOADER", "TEST")
+_FREE_KEYS = ("OUTPUT_DIR", "LOG_PERIOD", "TENSORBOARD", "NUM_GPUS", "DATA_LOADER", "TEST", "KNN")
 
 
 def train(
@@ -50,6 +51,7 @@ def train(
         CheckpointError: if the run's own checkpoint, or the one to start from, does not fit.
     """
     task = build_task(cfg).to(device)
+    monitor = KnnMonitor(cfg, device, task) if cfg.KNN.ENABLE else None
     dataset = build_dataset(cfg, "TRAIN")
     if cfg.MODEL.NUM_CLASSES:
         require_labels(dataset.records, dataset.class_names, cfg.MODEL.NUM_CLASSES)
@@ -89,7 +91,9 @@ def train(
             events,
             device,
             _options(cfg),
-            evaluate=partial(_evaluate, tester, task, events) if tester else None,
+            evaluate=partial(_evaluate, tester, monitor, task, events)
+            if tester or monitor
+            else None,
         ).train()
     if hasattr(task, "export"):  # e.g. a tokenizer, whose weights are used elsewhere
         task.export(folder / "exported.safetensors")
@@ -154,7 +158,17 @@ def _options(cfg: CfgNode) -> TrainerOptions:
     )
 
 
-def _evaluate(tester: Tester, task: nn.Module, events: EventLog, update: int) -> None:
+def _evaluate(
+    tester: Tester | None,
+    monitor: KnnMonitor | None,
+    task: nn.Module,
+    events: EventLog,
+    update: int,
+) -> None:
+    if monitor is not None:
+        events.write("knn_epoch", update, monitor.run(task, update))
+    if tester is None:
+        return
     result = tester.run(task)
     events.write(
         "val_epoch",

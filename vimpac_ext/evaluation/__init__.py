@@ -1,6 +1,7 @@
 """Many views of a video -> one prediction, and the numbers and files that report it."""
 
 from vimpac_ext.evaluation.complexity import multiply_adds, parameter_count
+from vimpac_ext.evaluation.knn import knn_accuracy, knn_scores
 from vimpac_ext.evaluation.metrics import (
     confusion_matrix,
     label_ranks,
@@ -16,6 +17,8 @@ __all__ = [
     "MultiViewEvaluator",
     "MultiViewResult",
     "confusion_matrix",
+    "knn_accuracy",
+    "knn_scores",
     "label_ranks",
     "multiply_adds",
     "parameter_count",
