@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from vimpac_ext.backbones import TimmFrames, TimmSpaceTime
+from vimpac_ext.backbones import TimmFrames, TimmSpaceTime, TimmTokens
 from vimpac_ext.evaluation import multiply_adds, parameter_count
 
 SIZE = (3, 32, 32)
@@ -187,3 +187,32 @@ def test_timesformer_has_its_published_cost():
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def test_tokens_attend_to_all_but_padding():
+    backbone = rich(TimmTokens((2, 2, 2), 10, VIT, options={"depth": 2}))
+    clip = torch.randint(10, (1, 2, 2, 2))
+    clip[0, 1] = 11  # [PAD] is V + 1
+    with torch.no_grad():
+        embedded = backbone.token_embedding(clip[0]) + backbone.position[0]
+        x = torch.cat([backbone.cls_token[0], embedded.flatten(0, 2)])
+        for layer in backbone.layers:
+            # Visible are [CLS] and the first frame.
+            normed = layer.norm1(x)
+            change = [masked_attention(layer.attn, query, normed[:5]) for query in normed]
+            x = x + torch.stack(change)
+            x = x + layer.mlp(layer.norm2(x))
+        outputs = backbone(clip)
+        torch.testing.assert_close(outputs["cls"][0], backbone.norm(x)[0])
+        expected = backbone.norm(x)[1:].view(2, 2, 2, -1)
+        torch.testing.assert_close(outputs["features"][0], expected)
+
+
+def masked_attention(attn, query, keys):
+    """One query over some keys, with a timm attention's weights."""
+    q = attn.qkv(query).chunk(3)[0]
+    _, k, v = attn.qkv(keys).chunk(3, dim=-1)
+    heads = []
+    for qh, kh, vh in zip(*(t.chunk(attn.num_heads, dim=-1) for t in (q, k, v)), strict=True):
+        heads.append((qh @ kh.T / qh.shape[-1] ** 0.5).softmax(dim=-1) @ vh)
+    return attn.proj(torch.cat(heads))

@@ -3,7 +3,7 @@
 from vimpac_ext.backbones.huggingface import HuggingFaceBackbone
 from vimpac_ext.backbones.pixels import PixelBackbone
 from vimpac_ext.backbones.pytorchvideo import PytorchVideoBackbone
-from vimpac_ext.backbones.timm import TimmFrames, TimmSpaceTime
+from vimpac_ext.backbones.timm import TimmFrames, TimmSpaceTime, TimmTokens
 from vimpac_ext.backbones.vimpac.transformer import VimpacTransformer
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "PytorchVideoBackbone",
     "TimmFrames",
     "TimmSpaceTime",
+    "TimmTokens",
     "VimpacTransformer",
 ]

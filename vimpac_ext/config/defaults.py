@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
         "TARGET_FPS": 2.0,  # frames per second at which videos are decoded and tokenised
         "TRAIN_CROP_SIZE": 128,  # pixels, height = width
         "TEST_CROP_SIZE": 128,  # pixels, height = width
+        "TOKENS": "store",  # where tokens come from: store, online (TOKENIZER in each step)
         "TOKEN_STRIDE": 8,  # pixels per token side
         "VOCAB_SIZE": 8192,  # codes of the tokenizer
         "TRAIN_VIEWS": "center",  # or three_crops, resize2_crop3, resize2_crop3_flip2, or a list

@@ -8,6 +8,7 @@ _CHOICES = {
     "TRAIN.PRECISION": ("fp32", "bf16"),
     "TEST.PRECISION": ("fp32", "bf16"),
     "EXTRACT.PRECISION": ("fp32", "bf16"),
+    "DATA.TOKENS": ("store", "online"),
     "DATA.ENSEMBLE_METHOD": ("sum", "max"),
     "DATA.ON_BAD_VIDEO": ("error", "skip", "count_wrong"),
     "TEST.START_RULE": ("linspace", "uniform", "vimpac"),

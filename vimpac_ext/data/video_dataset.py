@@ -12,12 +12,14 @@ from vimpac_ext.data.decode import VideoDecodeError, VideoReader
 from vimpac_ext.data.spatial_views import SpatialView
 from vimpac_ext.structures import ClipSample, VideoRecord
 
+PADDINGS = ("last", "nan")
+
 
 class FrameClips(Dataset[ClipSample]):
     """Clips of frames in [0, 1], one item per video. See `ClipSampler` for the modes.
 
     An item depends only on the seed, the epoch and its index, so batches are the same for any
-    number of workers. Videos shorter than a clip are filled up with their last frame. A video that
+    number of workers. Videos shorter than a clip are filled up (see ``padding``). A video that
     cannot be decoded raises; to train without such videos, leave out what `find_bad_videos` lists.
     """
 
@@ -33,6 +35,7 @@ class FrameClips(Dataset[ClipSample]):
         start_rule: str = "linspace",
         max_distance_seconds: float | None = None,
         single_frame: bool = False,
+        padding: str = "last",
         seed: int = 0,
     ) -> None:
         """Check the options; no video is opened yet.
@@ -48,6 +51,8 @@ class FrameClips(Dataset[ClipSample]):
             start_rule: where these start ("uniform").
             max_distance_seconds: largest distance of the two starts, None = no limit ("pair").
             single_frame: repeat one frame of each clip (a control experiment).
+            padding: what follows the end of a short video: "last", its last frame again, or
+                "nan", frames of NaN, which `OnlineTokenizer` turns into padding tokens.
             seed: of all random choices.
 
         Raises:
@@ -56,6 +61,8 @@ class FrameClips(Dataset[ClipSample]):
         if len({view.size for view in views}) > 1:
             names = ", ".join(view.name for view in views)
             raise ValueError(f"views of one data set must have one size, found {names}")
+        if padding not in PADDINGS:
+            raise ValueError(f"padding {padding!r} is unknown; choose from {', '.join(PADDINGS)}")
         distance = None
         if max_distance_seconds is not None:
             distance = int(max_distance_seconds * fps + 1e-6)
@@ -72,6 +79,7 @@ class FrameClips(Dataset[ClipSample]):
         self.records = records
         self.views = tuple(views)
         self.fps = fps
+        self.padding = padding
         self.seed = seed
 
     def __len__(self) -> int:
@@ -101,8 +109,11 @@ class FrameClips(Dataset[ClipSample]):
 
     def _clip(self, frames: np.ndarray, view: SpatialView) -> torch.Tensor:
         missing = self.sampler.num_frames - len(frames)
-        pixels = np.pad(view(frames), ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
-        return torch.from_numpy(pixels).permute(3, 0, 1, 2).float() / 255  # (3, T, H, W)
+        pixels = torch.from_numpy(view(frames)).permute(3, 0, 1, 2).float() / 255
+        if missing == 0:
+            return pixels  # (3, T, H, W)
+        last = pixels[:, -1:] if self.padding == "last" else torch.full_like(pixels[:, -1:], np.nan)
+        return torch.cat([pixels, last.expand(-1, missing, -1, -1)], dim=1)
 
 
 def find_bad_videos(records: Sequence[VideoRecord], fps: float) -> list[BadVideo]:

@@ -106,7 +106,8 @@ def build_task(cfg: CfgNode) -> Any:
         parts["masker"] = build(
             MASKERS, cfg.MASKER, "MASKER", grid=grid, vocab_size=cfg.DATA.VOCAB_SIZE
         )
-    if wants(TASKS, cfg.TASK, "tokenizer"):
+    online = wants(TASKS, cfg.TASK, "tokenizer") and cfg.DATA.TOKENS == "online"
+    if online or needs(TASKS, cfg.TASK, "tokenizer"):
         parts["tokenizer"] = build_tokenizer(cfg)
     return build(TASKS, cfg.TASK, "TASK", **parts)
 
@@ -213,45 +214,53 @@ def build_train_clips(
     cfg: CfgNode, task: Any, records: list[VideoRecord]
 ) -> FrameClips | TokenClips:
     """Clips for training: tokens from the store, or frames, as the task wants."""
-    views = views_of(cfg, "TRAIN")
-    if task.input_kind == "pixels":
-        return FrameClips(
-            records,
-            views=views,
-            num_frames=cfg.DATA.NUM_FRAMES,
-            sampling_rate=cfg.DATA.SAMPLING_RATE,
-            fps=cfg.DATA.TARGET_FPS,
-            seed=cfg.RNG_SEED,
-        )
+    options = {"mode": task.clip_mode, "max_distance_seconds": cfg.DATA.MAX_PAIR_DISTANCE}
+    return _build_clips(cfg, "TRAIN", task.input_kind, records, options)
+
+
+def build_test_clips(cfg: CfgNode, records: list[VideoRecord]) -> FrameClips | TokenClips:
+    """All views of each test video, as the backbone wants them."""
+    backbone = BACKBONES.get(cfg.BACKBONE.NAME) if cfg.BACKBONE.NAME else None
+    online = cfg.DATA.TOKENS == "online"
+    kind = "pixels" if online else getattr(backbone, "input_kind", "tokens")
+    options = {
+        "mode": "uniform",
+        "num_temporal_views": cfg.TEST.NUM_ENSEMBLE_VIEWS,
+        "start_rule": cfg.TEST.START_RULE,
+    }
+    return _build_clips(cfg, "TEST", kind, records, options)
+
+
+def _build_clips(
+    cfg: CfgNode, phase: str, kind: str, records: list[VideoRecord], options: Mapping[str, Any]
+) -> FrameClips | TokenClips:
+    data = cfg.DATA
+    common = {
+        "num_frames": data.NUM_FRAMES,
+        "sampling_rate": data.SAMPLING_RATE,
+        "single_frame": data.SINGLE_FRAME,
+        "seed": cfg.RNG_SEED,
+        **options,
+    }
+    views = views_of(cfg, phase)
+    if kind == "pixels":
+        padding = "nan" if data.TOKENS == "online" else "last"
+        return FrameClips(records, views=views, fps=data.TARGET_FPS, padding=padding, **common)
     return TokenClips(
-        open_store(cfg, "TRAIN"),
+        open_store(cfg, phase),
         records,
         views=[view.name for view in views],
-        num_frames=cfg.DATA.NUM_FRAMES,
-        sampling_rate=cfg.DATA.SAMPLING_RATE,
-        mode=task.clip_mode,
-        max_distance_seconds=cfg.DATA.MAX_PAIR_DISTANCE,
-        single_frame=cfg.DATA.SINGLE_FRAME,
-        seed=cfg.RNG_SEED,
-        allow_missing=cfg.DATA.ON_BAD_VIDEO != "error",
+        allow_missing=data.ON_BAD_VIDEO != "error",
+        **common,
     )
 
 
-def build_test_clips(cfg: CfgNode, records: list[VideoRecord]) -> TokenClips:
-    """All views of each test video."""
-    return TokenClips(
-        open_store(cfg, "TEST"),
-        records,
-        views=[view.name for view in views_of(cfg, "TEST")],
-        num_frames=cfg.DATA.NUM_FRAMES,
-        sampling_rate=cfg.DATA.SAMPLING_RATE,
-        mode="uniform",
-        num_temporal_views=cfg.TEST.NUM_ENSEMBLE_VIEWS,
-        start_rule=cfg.TEST.START_RULE,
-        single_frame=cfg.DATA.SINGLE_FRAME,
-        seed=cfg.RNG_SEED,
-        allow_missing=cfg.DATA.ON_BAD_VIDEO != "error",
-    )
+def data_facts(cfg: CfgNode, clips: FrameClips | TokenClips) -> dict[str, str]:
+    """What a checkpoint must remember of its data: weights mean nothing for other tokens."""
+    if isinstance(clips, TokenClips):
+        return {"tokenizer_fingerprint": clips.store.meta.tokenizer_fingerprint}
+    fingerprint = _expected_fingerprint(cfg) if cfg.DATA.TOKENS == "online" else None
+    return {"tokenizer_fingerprint": fingerprint} if fingerprint else {}
 
 
 def device_of(cfg: CfgNode) -> torch.device:

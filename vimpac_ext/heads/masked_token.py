@@ -7,11 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vimpac_ext.registries import HEADS
+from vimpac_ext.structures import SpecialTokens
 
 
 @HEADS.register()
 class MaskedTokenHead(nn.Module):
     """Logits over the vocabulary, from one hidden layer and the tied token embedding.
+
+    A backbone without a token embedding (one that reads pixels) gets output weights of its own.
 
     It runs on the hidden positions only: logits of all positions would take several times the
     memory and time, and no loss looks at them.
@@ -20,16 +23,35 @@ class MaskedTokenHead(nn.Module):
         embed_dim: width of the backbone.
         token_embedding: the backbone's embedding table, whose rows are the output weights. It
             stays the backbone's: it is not among this module's parameters or in its state dict.
+        vocab_size: codes of the tokenizer; read where there is no table to tie.
+
+    Raises:
+        ValueError: if there is neither.
     """
 
-    def __init__(self, embed_dim: int, token_embedding: nn.Embedding) -> None:
+    def __init__(
+        self,
+        embed_dim: int,
+        token_embedding: nn.Embedding | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
         super().__init__()
+        tied = token_embedding is not None
+        if token_embedding is None:
+            if vocab_size is None:
+                raise ValueError("MaskedTokenHead needs a token_embedding or a vocab_size")
+            rows = SpecialTokens(vocab_size).num_embeddings
+            token_embedding = nn.Embedding(rows, embed_dim)
+            nn.init.normal_(token_embedding.weight, std=0.02)
         self.transform = nn.Linear(embed_dim, embed_dim)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-12)
         self.bias = nn.Parameter(torch.zeros(token_embedding.num_embeddings))
-        # Past nn.Module's registration, so that the tied weight has one name and one owner.
         self.token_embedding: nn.Embedding
-        object.__setattr__(self, "token_embedding", token_embedding)
+        if tied:
+            # Past nn.Module's registration, so that the tied weight has one name and one owner.
+            object.__setattr__(self, "token_embedding", token_embedding)
+        else:
+            self.token_embedding = token_embedding
         nn.init.normal_(self.transform.weight, std=0.02)
         nn.init.zeros_(self.transform.bias)
 

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vimpac_ext.registries import TASKS
+from vimpac_ext.structures import SpecialTokens
 from vimpac_ext.tasks.objective import apply_heads, weighted_losses
+from vimpac_ext.tasks.online import OnlineTokenizer
 
 
 @TASKS.register()
@@ -20,6 +22,9 @@ class FinetuneTask(nn.Module):
         losses: name -> loss.
         freeze_backbone: train the heads only, on the features of the backbone in eval mode. With
             `ClassificationHead` this is a linear probe, with `AttentiveHead` an attentive one.
+        tokenizer: makes the tokens from pixel clips in each step; None = the clips are what the
+            backbone reads.
+        vocab_size: codes of the tokenizer; read if there is one.
     """
 
     clip_mode: ClassVar[str] = "random"
@@ -30,20 +35,25 @@ class FinetuneTask(nn.Module):
         heads: Mapping[str, nn.Module],
         losses: Mapping[str, nn.Module],
         freeze_backbone: bool = False,
+        tokenizer: nn.Module | None = None,
+        vocab_size: int = 0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
         self.losses = nn.ModuleDict(losses)
         self.freeze_backbone = freeze_backbone
+        self.tokenize: OnlineTokenizer | None = None
+        if tokenizer is not None and backbone.input_kind == "tokens":
+            self.tokenize = OnlineTokenizer(tokenizer, SpecialTokens(vocab_size))
         if freeze_backbone:
             backbone.requires_grad_(False)
             backbone.eval()
 
     @property
     def input_kind(self) -> str:
-        """What the backbone reads: "tokens" or "pixels"."""
-        return str(self.backbone.input_kind)
+        """What clips it takes, "tokens" or "pixels"."""
+        return "pixels" if self.tokenize else str(self.backbone.input_kind)
 
     def train(self, mode: bool = True) -> "FinetuneTask":
         """Training mode for all but a frozen backbone (no dropout, no new BatchNorm statistics)."""
@@ -62,7 +72,7 @@ class FinetuneTask(nn.Module):
         Returns:
             "loss", one "<name>_loss" for each loss, and "top1_accuracy" of the batch.
         """
-        outputs = apply_heads(self.heads, self.backbone(batch["clips"].flatten(0, 1)))
+        outputs = self._outputs(batch["clips"].flatten(0, 1))
         scalars = weighted_losses(self.losses, outputs, {"labels": batch["label"]})
         prediction = outputs["class_logits"].argmax(dim=-1)
         scalars["top1_accuracy"] = (prediction == batch["label"]).float().mean()
@@ -77,5 +87,9 @@ class FinetuneTask(nn.Module):
         Returns:
             float32 (N, num_classes), rows sum to one.
         """
-        outputs = apply_heads(self.heads, self.backbone(clips))
-        return outputs["class_logits"].float().softmax(dim=-1)
+        return self._outputs(clips)["class_logits"].float().softmax(dim=-1)
+
+    def _outputs(self, clips: Tensor) -> dict[str, Any]:
+        if self.tokenize is not None:
+            clips = self.tokenize(clips)
+        return apply_heads(self.heads, self.backbone(clips))

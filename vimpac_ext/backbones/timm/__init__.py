@@ -2,5 +2,6 @@
 
 from vimpac_ext.backbones.timm.frames import TimmFrames
 from vimpac_ext.backbones.timm.space_time import TimmSpaceTime
+from vimpac_ext.backbones.timm.tokens import TimmTokens
 
-__all__ = ["TimmFrames", "TimmSpaceTime"]
+__all__ = ["TimmFrames", "TimmSpaceTime", "TimmTokens"]

@@ -10,13 +10,13 @@ from vimpac_ext.backbones.pixels import load_weights, read_state
 
 
 def create_image_model(
-    model: str, side: int, weights: str, pretrained: bool, options: dict[str, Any] | None
+    model: str, side: int | None, weights: str, pretrained: bool, options: dict[str, Any] | None
 ) -> Any:
     """Builds a timm model with its classifier.
 
     Args:
         model: timm's name, e.g. "vit_base_patch16_224".
-        side: height and width of the frames in pixels.
+        side: height and width of the frames in pixels; None = the model's own size.
         weights: file or URL of a state dict of the whole model; "" = none.
         pretrained: take timm's own weights, downloaded once.
         options: further keyword arguments of `timm.create_model`.
@@ -33,10 +33,11 @@ def create_image_model(
         raise ValueError(f"timm has no model {model!r}{hint} (see timm.list_models())")
     arguments = dict(options or {})
     fixed_size = timm.get_pretrained_cfg_value(model, "fixed_input_size")
-    if fixed_size and "img_size" not in arguments:
+    if side and fixed_size and "img_size" not in arguments:
         arguments["img_size"] = side
     network = timm.create_model(model, pretrained=pretrained and not weights, **arguments)
-    _require_whole_patches(network, side)
+    if side:
+        _require_whole_patches(network, side)
     if weights:
         load_weights(network, _resampled(read_state(weights), network), weights)
     return network
