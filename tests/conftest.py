@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
+
+# As `vimpac_ext.command_line.run_tool` does; torch reads it when it is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+import torch  # noqa: E402
 
 # The models of the tests are tiny: a second thread costs more than it gives.
 torch.set_num_threads(1)

@@ -31,7 +31,7 @@ LAYERS = {
     "plugins": 2,
     "catalogue": 3,
     "engine": 3,
-    "command_line": 3,
+    "command_line": 2,
 }
 
 

@@ -5,11 +5,13 @@ python tools/run_net.py --cfg configs/vimpac/ssv2_large.yaml
 python tools/run_net.py --cfg a.yaml b.yaml            # one after the other
 python tools/run_net.py --cfg a.yaml TRAIN.BATCH_SIZE 8
 python tools/run_net.py --list                         # what is registered
+torchrun --nproc_per_node 2 tools/run_net.py --cfg a.yaml
+
+docs/launch.md has a command for each way to use several processes and machines.
 """
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from vimpac_ext.catalogue import catalogue
 from vimpac_ext.command_line import (
@@ -17,7 +19,6 @@ from vimpac_ext.command_line import (
     add_config_arguments,
     configs_and_overrides,
     run_tool,
-    start_logging,
 )
 
 
@@ -28,6 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_config_arguments(parser)
     parser.add_argument("--list", action="store_true", help="list registered components and exit")
+    parser.add_argument("--num_shards", type=int, default=1, help="machines with this command")
+    parser.add_argument("--shard_id", type=int, default=0, help="number of this machine, from 0")
+    parser.add_argument(
+        "--init_method",
+        default="",
+        metavar="tcp://HOST:PORT",
+        help="where the processes meet: a free port of machine 0",
+    )
     arguments = parser.parse_args(argv)
     files, overrides = configs_and_overrides(arguments)
     if arguments.list:
@@ -36,13 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not files:
         parser.error("--cfg is required, e.g. --cfg configs/vimpac/demo/pretrain.yaml")
     # Imported late, so that --help and --list answer at once.
-    from vimpac_ext.engine import prepare, run
+    from vimpac_ext.engine import RunRequest, Shard, launch
 
-    prepared = [prepare(file, overrides, arguments.plugin) for file in files]
-    for loaded in prepared:
-        start_logging(Path(loaded.cfg.OUTPUT_DIR))
-        run(loaded)
-    return 0
+    shard = Shard(arguments.shard_id, arguments.num_shards, arguments.init_method)
+    return launch(RunRequest(tuple(files), tuple(overrides), tuple(arguments.plugin)), shard)
 
 
 if __name__ == "__main__":

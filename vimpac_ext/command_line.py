@@ -38,22 +38,32 @@ def configs_and_overrides(arguments: argparse.Namespace) -> tuple[list[str], lis
     return files, [*bare, *arguments.overrides, *arguments.opts]
 
 
-def start_logging(folder: Path | None = None) -> None:
-    """Sends log lines to the terminal and, with a folder, to ``folder/stdout.log``."""
+def start_logging(folder: Path | None = None, quiet: bool = False) -> None:
+    """Sends log lines to the terminal and, with a folder, to ``folder/stdout.log``.
+
+    Args:
+        folder: made if needed.
+        quiet: errors only; for the processes beside the main one, which would repeat its lines.
+    """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(folder / "stdout.log", encoding="utf-8"))
+    level = logging.ERROR if quiet else logging.INFO
     logging.basicConfig(
-        level=logging.INFO, format="%(levelname).1s %(message)s", handlers=handlers, force=True
+        level=level, format="%(levelname).1s %(message)s", handlers=handlers, force=True
     )
 
 
 def run_tool(main: Callable[[Sequence[str] | None], int | None]) -> None:
-    """Runs a tool's ``main``; an error that the user can mend becomes one message and exit code 1.
+    """Runs a tool's ``main``; an error that the user can mend becomes one message.
+
+    The exit code is then the error's ``exit_code``, or 1.
 
     Set VIMPAC_EXT_TRACEBACK=1 to see where an error came from.
     """
+    # Notes of torch's C++ code for its developers, several lines each; errors come through.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         sys.exit(main(None) or 0)
     except KeyboardInterrupt:
@@ -65,4 +75,4 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None]) -> None:
         if not mendable or os.environ.get("VIMPAC_EXT_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 
-from vimpac_ext.engine.schedule import learning_rate
+from vimpac_ext.engine.schedule import learning_rate, schedule_of
 
 
 def test_linear_schedule_equals_the_formula_at_its_corners():
-    rates = [learning_rate(u, 100, 2.0, 0.1) for u in range(100)]
+    rates = [learning_rate(u, 100, 2.0, 10) for u in range(100)]
     assert rates[0] == 0.0
     assert rates[5] == pytest.approx(1.0)
     assert rates[10] == 2.0
@@ -13,6 +15,45 @@ def test_linear_schedule_equals_the_formula_at_its_corners():
 
 
 def test_constant_policy_and_no_warm_up():
-    assert learning_rate(0, 10, 3.0, 0.0, "constant") == 3.0
-    assert learning_rate(9, 10, 3.0, 0.0, "constant") == 3.0
-    assert learning_rate(0, 10, 3.0, 0.0) == 3.0
+    assert learning_rate(0, 10, 3.0, 0, "constant") == 3.0
+    assert learning_rate(9, 10, 3.0, 0, "constant") == 3.0
+    assert learning_rate(0, 10, 3.0, 0) == 3.0
+
+
+def test_cosine_goes_half_a_period_down_to_its_end():
+    rates = [learning_rate(u, 110, 2.0, 10, "cosine", end_lr=0.5) for u in range(110)]
+    assert rates[10] == 2.0
+    assert rates[60] == pytest.approx(1.25)  # half way
+    assert rates[35] == pytest.approx(0.5 + 1.5 * (1 + math.sqrt(0.5)) / 2)  # a quarter
+    assert rates[109] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_step_changes_at_its_epochs_and_warm_up_starts_where_it_is_told():
+    rate = schedule_of(
+        1.0,
+        "step",
+        10,
+        9,
+        warmup_steps=4,
+        start_lr=0.2,
+        step_epochs=[3, 6],
+        step_factors=[0.1, 0.01],
+    )
+    assert [rate(u) for u in (0, 2, 4, 29, 30, 59, 60, 89)] == pytest.approx(
+        [0.2, 0.6, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+@pytest.mark.parametrize(
+    "warmup", [{"warmup_ratio": 0.25}, {"warmup_epochs": 2.5}, {"warmup_steps": 25}]
+)
+def test_a_warm_up_is_given_as_ratio_epochs_or_steps(warmup):
+    rate = schedule_of(1.0, "constant", 10, 10, **warmup)
+    assert rate(24) == pytest.approx(24 / 25)
+    assert rate(25) == 1.0
+
+
+def test_a_stage_continues_the_schedule_where_the_one_before_it_ended():
+    whole = schedule_of(1.0, "linear", 10, 10, warmup_ratio=0.1)
+    second = schedule_of(1.0, "linear", 10, 10, start_epoch=9, warmup_ratio=0.1)
+    assert [second(u) for u in range(10)] == [whole(u) for u in range(90, 100)]

@@ -9,7 +9,8 @@ from torch import nn
 from vimpac_ext.data.loaders import UpdateSampler, train_loader
 from vimpac_ext.engine.checkpoint import Checkpointer
 from vimpac_ext.engine.events import EventLog
-from vimpac_ext.engine.trainer import NonFiniteLossError, Trainer, TrainerOptions
+from vimpac_ext.engine.trainer import Trainer, TrainerOptions
+from vimpac_ext.engine.window import NonFiniteLossError
 
 CPU = torch.device("cpu")
 
@@ -52,7 +53,19 @@ class LineTask(nn.Module):
         return {"loss": loss, "twice": 2 * loss.detach()}
 
 
-def make(folder, *, epochs=3, micro=4, batch=4, task=None, log_period=1, evaluate=None, clip=0.0):
+def make(
+    folder,
+    *,
+    epochs=3,
+    micro=4,
+    batch=4,
+    task=None,
+    log_period=1,
+    evaluate=None,
+    clip=0.0,
+    precision="fp32",
+    **more,
+):
     torch.manual_seed(0)
     task = task or LineTask()
     optimizer = torch.optim.AdamW(task.parameters(), lr=0.1)
@@ -63,13 +76,14 @@ def make(folder, *, epochs=3, micro=4, batch=4, task=None, log_period=1, evaluat
     events = open_logs.enter_context(EventLog(folder, tensorboard=False, first_update=first + 1))
     options = TrainerOptions(
         clip_grad_norm=clip,
-        precision="fp32",
+        precision=precision,
         log_period=log_period,
         checkpoint_period=1,
         eval_period=2,
         seed=4,
+        **more,
     )
-    return Trainer(
+    trainer = Trainer(
         task,
         sampler,
         train_loader(Points(), sampler, num_workers=0, pin_memory=False),
@@ -80,7 +94,11 @@ def make(folder, *, epochs=3, micro=4, batch=4, task=None, log_period=1, evaluat
         CPU,
         options,
         evaluate,
+        name_video="video {}".format,
     )
+    if checkpoint:
+        trainer.restore(checkpoint)
+    return trainer
 
 
 def losses(folder):
@@ -142,7 +160,7 @@ def test_gradients_are_clipped_and_their_norm_is_logged(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_videos(tmp_path):
     trainer = make(tmp_path, task=LineTask(poison=7), epochs=1)
-    with pytest.raises(NonFiniteLossError, match=r"is nan.*records \[.*7.*\]"):
+    with pytest.raises(NonFiniteLossError, match=r"is nan; its videos are .*video 7[,.]"):
         trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.task.parameters())
     assert not list(tmp_path.glob("checkpoints/*"))
@@ -153,3 +171,88 @@ def test_evaluation_comes_every_second_epoch_and_at_the_end(tmp_path):
     make(tmp_path, epochs=3, evaluate=seen.append).train()
     assert seen == [6, 9]
     assert len(list(tmp_path.glob("checkpoints/*.pyth"))) == 3
+
+
+def test_the_average_of_the_weights_is_the_recursion_by_hand(tmp_path):
+    trainer = make(tmp_path, epochs=2, ema_decay=0.75)
+    seen = [trainer.task.line.weight.item()]
+    update = trainer.optimizer.step
+
+    def step(*arguments, **options):
+        update(*arguments, **options)
+        seen.append(trainer.task.line.weight.item())
+
+    trainer.optimizer.step = step
+    trainer.train()
+    average = seen[0]
+    for value in seen[1:]:
+        average = 0.75 * average + 0.25 * value
+    assert trainer.ema.state["line.weight"].item() == pytest.approx(average, rel=1e-6)
+
+
+def test_evaluation_sees_the_averaged_weights_and_training_its_own(tmp_path):
+    seen = []
+    trainer = make(tmp_path, epochs=2, ema_decay=0.9, evaluate=lambda update: see())
+
+    def see():
+        seen.append((trainer.task.line.weight.item(), trainer.ema.state["line.weight"].item()))
+        torch.rand(1000)  # drawing numbers here changes nothing
+
+    trainer.train()
+    assert [a == b for a, b in seen] == [True]
+    assert trainer.task.line.weight.item() != seen[0][0]
+    make(tmp_path / "plain", epochs=2).train()
+    assert losses(tmp_path) == losses(tmp_path / "plain")
+
+
+def test_groups_have_rates_of_their_own(tmp_path):
+    trainer = make(tmp_path, epochs=1)
+    trainer.optimizer.param_groups[0]["lr_scale"] = 0.5
+    trainer.train()
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * 0.1 / 3)
+
+
+def test_float16_skips_updates_that_overflow_and_then_learns(tmp_path):
+    trainer = make(tmp_path, epochs=3, precision="fp16")
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 2.0**20})
+    weights = []
+    update = trainer._update
+
+    def update_and_look(*arguments):
+        scalars = update(*arguments)
+        weights.append(trainer.task.line.weight.item())
+        return scalars
+
+    trainer._update = update_and_look
+    trainer.train()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    scales = [json.loads(line)["loss_scale"] for line in lines]
+    assert scales[0] == pytest.approx(2.0**19, rel=1e-4)  # halved: the first update was skipped
+    assert scales == sorted(scales, reverse=True)
+    assert len(set(weights)) > 1
+
+
+class HugeGradient(LineTask):
+    """A finite loss whose gradient is not."""
+
+    def training_step(self, batch, generator):
+        scalars = super().training_step(batch, generator)
+        zero = (self.line.weight - self.line.weight.detach()).square().sum()
+        return {**scalars, "loss": scalars["loss"] + zero.sqrt()}
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
+    trainer = make(tmp_path / "fp32", task=HugeGradient())
+    with pytest.raises(NonFiniteLossError, match="gradient norm of update 1 is nan"):
+        trainer.train()
+    assert trainer.task.line.weight.isfinite().all()
+    trainer = make(tmp_path / "fp16", task=HugeGradient(), precision="fp16", epochs=20)
+    with pytest.raises(NonFiniteLossError, match=r"overflow at every loss scale.*bf16 or fp32"):
+        trainer.train()
+
+
+def test_an_exploding_loss_stops_the_run(tmp_path):
+    trainer = make(tmp_path, explosion_factor=2.0)
+    trainer.schedule = lambda update: 100.0
+    with pytest.raises(NonFiniteLossError, match=r"loss of update \d is .*FACTOR 2\); its videos"):
+        trainer.train()

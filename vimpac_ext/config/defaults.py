@@ -53,14 +53,21 @@ DEFAULTS: dict[str, Any] = {
         "DATASET": {"NAME": "", "split": "train"},
         "TOKEN_STORE": "",  # of tools/extract_tokens.py, or the authors' folders (pattern, list)
         "TOKEN_SPLIT_FILE": "",  # without a DATASET: list of the store's videos to use; "" = all
-        "BATCH_SIZE": 64,  # videos per parameter update
-        "MICRO_BATCH_SIZE": 0,  # videos per forward pass (= contrast group); 0 = BATCH_SIZE
+        "BATCH_SIZE": 64,  # videos per parameter update, all processes together
+        # Videos per forward pass of all processes together (= contrast group); 0 = BATCH_SIZE.
+        "MICRO_BATCH_SIZE": 0,
         "EVAL_PERIOD": 0,  # test every n epochs while training; 0 = never
         "CHECKPOINT_PERIOD": 10,  # save every n epochs (and after the last)
+        "CHECKPOINT_PERIOD_STEPS": 0,  # also save every n updates; 0 = off
+        "KEEP_CHECKPOINTS": 0,  # newest checkpoints to keep (2 or more survive damage); 0 = all
         "AUTO_RESUME": True,  # continue from the newest checkpoint in OUTPUT_DIR
         "CHECKPOINT_FILE_PATH": "",  # initialise weights (only) from this file
         "CHECKPOINT_OPTIMIZER": False,  # take that file's optimizer moments too (a next stage)
-        "PRECISION": "fp32",  # fp32, bf16 (autocast)
+        "PRECISION": "fp32",  # fp32, bf16 (autocast), fp16 (autocast and loss scaling)
+        "TF32": False,  # let GPUs round the inputs of float32 matrix products to 10 bits
+        "COMPILE": False,  # torch.compile the backbone
+        "KILL_LOSS_EXPLOSION_FACTOR": 0.0,  # stop at so many times the loss logged before; 0 = off
+        "EMA_DECAY": 0.0,  # per update, of averaged weights, which are then tested; 0 = off
     },
     # --- k-NN monitor of a pre-training: every TRAIN.EVAL_PERIOD epochs -----------------------
     "KNN": {
@@ -99,10 +106,16 @@ DEFAULTS: dict[str, Any] = {
     "SOLVER": {
         "MAX_EPOCH": 10,
         "BASE_LR": 1e-4,
-        "LR_POLICY": "linear",  # linear (decay to 0), constant
+        "LR_POLICY": "linear",  # linear (decay to 0), cosine (to COSINE_END_LR), step, constant
+        "COSINE_END_LR": 0.0,
+        "STEPS": [],  # step: epochs of the schedule at which ...
+        "LRS": [],  # ... the rate becomes BASE_LR times the number at the same place
         "SCHEDULE_EPOCHS": 0,  # epochs that the schedule spans; 0 = MAX_EPOCH
         "SCHEDULE_START_EPOCH": 0,  # epochs of the schedule that an earlier stage has done
         "WARMUP_RATIO": 0.1,  # share of all updates spent on linear warm-up
+        "WARMUP_EPOCHS": 0.0,  # in place of WARMUP_RATIO
+        "WARMUP_STEPS": 0,  # updates, in place of WARMUP_RATIO
+        "WARMUP_START_LR": 0.0,
         "OPTIMIZING_METHOD": "adamw",  # adamw, adamw_original (the authors'), adam, sgd
         "BETAS": [0.9, 0.999],
         "EPS": 1e-8,
@@ -114,7 +127,9 @@ DEFAULTS: dict[str, Any] = {
         "CLIP_GRAD_L2NORM": 1.0,  # 0 = off
     },
     # --- run --------------------------------------------------------------------------------
-    "NUM_GPUS": 1,  # 0 = CPU
+    "NUM_GPUS": 1,  # processes to start on this machine, each with its GPU; 0 = CPU
+    "NUM_CPU_PROCESSES": 1,  # processes to start on this machine if NUM_GPUS is 0
+    "DIST_TIMEOUT": 600.0,  # seconds that a process waits for the others before the run stops
     "RNG_SEED": 0,
     "OUTPUT_DIR": "output",
     "LOG_PERIOD": 10,  # updates between log lines

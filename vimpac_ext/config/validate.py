@@ -5,7 +5,7 @@ from typing import Any
 from vimpac_ext.config.load import ConfigError, LoadedConfig
 
 _CHOICES = {
-    "TRAIN.PRECISION": ("fp32", "bf16"),
+    "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.PRECISION": ("fp32", "bf16"),
     "EXTRACT.PRECISION": ("fp32", "bf16"),
     "DATA.TOKENS": ("store", "online"),
@@ -14,10 +14,9 @@ _CHOICES = {
     "TEST.START_RULE": ("linspace", "uniform", "vimpac"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "KNN.CLIP": ("middle", "random"),
-    "SOLVER.LR_POLICY": ("linear", "constant"),
+    "SOLVER.LR_POLICY": ("linear", "cosine", "step", "constant"),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "adamw_original", "adam", "sgd"),
     "SOLVER.NO_DECAY": ("vectors", "original"),
-    "NUM_GPUS": (0, 1),
 }
 _POSITIVE = (
     "DATA.NUM_FRAMES",
@@ -38,10 +37,16 @@ _POSITIVE = (
     "SOLVER.MAX_EPOCH",
     "SOLVER.BASE_LR",
     "LOG_PERIOD",
+    "NUM_CPU_PROCESSES",
+    "DIST_TIMEOUT",
 )
 _NOT_NEGATIVE = (
     "TRAIN.MICRO_BATCH_SIZE",
     "TRAIN.EVAL_PERIOD",
+    "TRAIN.CHECKPOINT_PERIOD_STEPS",
+    "TRAIN.KEEP_CHECKPOINTS",
+    "TRAIN.EMA_DECAY",
+    "TRAIN.KILL_LOSS_EXPLOSION_FACTOR",
     "DATA_LOADER.NUM_WORKERS",
     "EXTRACT.NUM_WORKERS",
     "MODEL.NUM_CLASSES",
@@ -50,8 +55,13 @@ _NOT_NEGATIVE = (
     "SOLVER.WEIGHT_DECAY",
     "SOLVER.CLIP_GRAD_L2NORM",
     "SOLVER.WARMUP_RATIO",
+    "SOLVER.WARMUP_EPOCHS",
+    "SOLVER.WARMUP_STEPS",
+    "SOLVER.WARMUP_START_LR",
+    "SOLVER.COSINE_END_LR",
     "SOLVER.SCHEDULE_EPOCHS",
     "SOLVER.SCHEDULE_START_EPOCH",
+    "NUM_GPUS",
     "RNG_SEED",
 )
 
@@ -71,6 +81,7 @@ def validate(loaded: LoadedConfig) -> None:
     for key in _NOT_NEGATIVE:
         _require(loaded, key, _value(loaded, key) >= 0, "zero or more")
     _require(loaded, "SOLVER.WARMUP_RATIO", loaded.cfg.SOLVER.WARMUP_RATIO < 1, "below 1")
+    _require(loaded, "TRAIN.EMA_DECAY", loaded.cfg.TRAIN.EMA_DECAY < 1, "below 1")
     betas = loaded.cfg.SOLVER.BETAS
     in_range = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
     _require(loaded, "SOLVER.BETAS", in_range, "two numbers in [0, 1)")
@@ -131,6 +142,13 @@ def _check_schedule(loaded: LoadedConfig) -> None:
             done <= solver.SCHEDULE_EPOCHS,
             f"0 or at least SCHEDULE_START_EPOCH + MAX_EPOCH ({done})",
         )
+
+    both = solver.WARMUP_EPOCHS > 0 and solver.WARMUP_STEPS > 0
+    _require(loaded, "SOLVER.WARMUP_STEPS", not both, "0 where WARMUP_EPOCHS is given")
+    if solver.LR_POLICY == "step":
+        fits = len(solver.STEPS) == len(solver.LRS) and sorted(solver.STEPS) == solver.STEPS
+        numbers = f"as many rising epochs as LRS has factors ({len(solver.LRS)})"
+        _require(loaded, "SOLVER.STEPS", fits, numbers)
 
 
 def _check_momentum(loaded: LoadedConfig) -> None:

@@ -1,5 +1,6 @@
 """Batches: one stream over all epochs that can start at any update."""
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,18 +13,22 @@ class UpdateSampler(Sampler[list[tuple[int, int]]]):
 
     The order of an epoch depends on (seed, epoch) only, so a run that starts at ``first_update``
     sees what an unbroken one would have seen. The items of a last incomplete batch are left out
-    (others each epoch).
+    (others each epoch). With several processes, each takes an equal part of every micro-batch;
+    together they see what one process would have seen.
 
     Args:
         num_items: size of the data set.
         batch_size: items per parameter update.
-        micro_batch_size: items per forward pass; divides ``batch_size``.
+        micro_batch_size: items per forward pass of all processes; divides ``batch_size``.
         num_epochs: passes over the data set.
         seed: of the order.
         first_update: updates to leave out at the start.
+        rank: this process.
+        world_size: number of processes.
 
     Raises:
-        ValueError: if there are fewer items than one batch needs.
+        ValueError: if there are fewer items than one batch needs, or a micro-batch cannot be
+            divided among the processes.
     """
 
     def __init__(
@@ -34,11 +39,19 @@ class UpdateSampler(Sampler[list[tuple[int, int]]]):
         num_epochs: int,
         seed: int,
         first_update: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if num_items < batch_size:
             raise ValueError(
                 f"TRAIN.BATCH_SIZE is {batch_size} but there are only {num_items} training videos; "
                 "lower TRAIN.BATCH_SIZE"
+            )
+        if micro_batch_size % world_size:
+            key = "BATCH_SIZE" if micro_batch_size == batch_size else "MICRO_BATCH_SIZE"
+            raise ValueError(
+                f"TRAIN.{key} is {micro_batch_size}, which cannot be divided among {world_size} "
+                "processes; change one of them"
             )
         assert batch_size % micro_batch_size == 0
         self.num_items = num_items
@@ -47,6 +60,8 @@ class UpdateSampler(Sampler[list[tuple[int, int]]]):
         self.num_epochs = num_epochs
         self.seed = seed
         self.first_update = first_update
+        self.rank = rank
+        self.world_size = world_size
 
     @property
     def updates_per_epoch(self) -> int:
@@ -67,8 +82,10 @@ class UpdateSampler(Sampler[list[tuple[int, int]]]):
         for epoch in range(first_epoch, self.num_epochs):
             order = np.random.default_rng((self.seed, epoch)).permutation(self.num_items)
             used = order[skipped * self.batch_size : self.updates_per_epoch * self.batch_size]
-            for start in range(0, len(used), self.micro_batch_size):
-                micro_batch = used[start : start + self.micro_batch_size]
+            size = self.micro_batch_size // self.world_size
+            first = self.rank * size
+            for start in range(first, len(used), self.micro_batch_size):
+                micro_batch = used[start : start + size]
                 yield [(epoch, int(index)) for index in micro_batch]
             skipped = 0
 
@@ -85,6 +102,7 @@ def train_loader(
         # A loader draws its workers' seed when it starts. From the global generator, that would
         # shift every dropout mask after it, and a resumed run would differ from an unbroken one.
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
 
 
@@ -98,4 +116,14 @@ def evaluation_loader(
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         generator=torch.Generator(),
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A scheduler and Ctrl-C signal all processes; the main one still needs batches to stop well.
+
+    Workers end with the main process in any case.
+    """
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vimpac_ext.engine.distributed import is_main
 from vimpac_ext.files import atomic_write
 
 _logger = logging.getLogger(__name__)
@@ -27,8 +28,9 @@ class EventLog:
     def __init__(self, folder: Path, tensorboard: bool, first_update: int | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
+        self._evaluated: set[int] = set()
         if first_update is not None:
-            _drop_updates_from(self._path, first_update)
+            self._evaluated = _drop_updates_from(self._path, first_update)
         self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = None
         if tensorboard:
@@ -56,6 +58,10 @@ class EventLog:
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self._tensorboard.add_scalar(f"{kind}/{name}", value, update)
 
+    def evaluated(self, update: int) -> bool:
+        """Whether the log of a continued run already has an evaluation after ``update``."""
+        return update in self._evaluated
+
     def __enter__(self) -> "EventLog":
         return self
 
@@ -73,15 +79,44 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _drop_updates_from(path: Path, first_update: int) -> None:
+class SilentLog(EventLog):
+    """Takes events and writes none; for the processes beside the main one."""
+
+    def __init__(self) -> None:
+        self._evaluated = set()
+
+    def write(self, kind: str, update: int, scalars: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def open_events(folder: Path, tensorboard: bool, first_update: int | None = None) -> EventLog:
+    """The log of a run in the main process, one that writes nothing in the others.
+
+    Args:
+        folder: see `EventLog`, as the other arguments.
+        tensorboard: whether to write event files.
+        first_update: of a training run.
+    """
+    return EventLog(folder, tensorboard, first_update) if is_main() else SilentLog()
+
+
+def _drop_updates_from(path: Path, first_update: int) -> set[int]:
+    """Removes the lines of later updates; returns the updates of the evaluations that are left."""
     if not path.is_file():
-        return
-    kept = []
+        return set()
+    kept, evaluated = [], set()
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if json.loads(line)["update"] < first_update:
-                kept.append(line)
+            event = json.loads(line)
         except json.JSONDecodeError:
             continue  # cut short when the run was killed
+        if event["update"] < first_update:
+            kept.append(line)
+            if event["_type"] not in ("train_iter", "test_final"):
+                evaluated.add(event["update"])
     with atomic_write(path) as file:
         file.writelines(kept)
+    return evaluated

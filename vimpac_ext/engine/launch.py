@@ -1,20 +1,19 @@
 """One run: configuration -> checks -> training -> test."""
 
 import logging
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vimpac_ext.config import LoadedConfig, load_config, validate
 from vimpac_ext.engine.assembly import build_task, check_components, device_of
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
-from vimpac_ext.engine.events import EventLog
+from vimpac_ext.engine.events import open_events
 from vimpac_ext.engine.requirements import require_inputs
+from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.training import train
 from vimpac_ext.plugins import import_builtin_components, import_plugins
@@ -51,11 +50,14 @@ def prepare(
     return loaded
 
 
-def run(loaded: LoadedConfig) -> dict[str, Any]:
+def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     """Trains and tests as the configuration says (TRAIN.ENABLE, TEST.ENABLE).
+
+    With a process group, every process calls this; the main one writes.
 
     Args:
         loaded: from `prepare`.
+        local_rank: counts the processes of this machine; decides the GPU.
 
     Returns:
         The test result as written to ``result.json``, or an empty dictionary without a test.
@@ -64,10 +66,11 @@ def run(loaded: LoadedConfig) -> dict[str, Any]:
         MissingInputError: listing everything that the run needs and does not find.
     """
     cfg = loaded.cfg
-    device = device_of(cfg)
+    device = device_of(cfg, local_rank)
     require_inputs(loaded)
     folder = Path(cfg.OUTPUT_DIR)
-    _seed_everything(cfg.RNG_SEED)
+    seed_rng(cfg.RNG_SEED)  # the same in all processes, so that they build the same model
+    torch.set_float32_matmul_precision("high" if cfg.TRAIN.TF32 else "highest")
     can_test = cfg.TEST.ENABLE and (cfg.TEST.DATASET.NAME or cfg.TEST.TOKEN_STORE)
     tester = Tester(cfg, device) if can_test else None
     if cfg.TRAIN.ENABLE:
@@ -81,14 +84,8 @@ def run(loaded: LoadedConfig) -> dict[str, Any]:
         update = load_model(path, task, tester.facts)
         _logger.info("testing %s", path)
     result = tester.report(task, folder / "test")
-    with EventLog(folder, cfg.TENSORBOARD) as events:
+    with open_events(folder, cfg.TENSORBOARD) as events:
         accuracies = {f"{name}_acc": f"{result[name]:.2f}" for name in ("top1", "top5")}
         protocol = {"split": "test_final", "protocol_id": result["protocol_id"]}
         events.write("test_final", update, {**protocol, **accuracies})
     return result
-
-
-def _seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  (third-party augmentations use the global state)

@@ -1,30 +1,102 @@
 """Learning rate as a function of the update."""
 
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
+
+Policy = Literal["linear", "cosine", "step", "constant"]
 
 
 def learning_rate(
     update: int,
     num_updates: int,
     base_lr: float,
-    warmup_ratio: float,
-    policy: Literal["linear", "constant"] = "linear",
+    warmup: int,
+    policy: Policy = "linear",
+    *,
+    start_lr: float = 0.0,
+    end_lr: float = 0.0,
+    steps: Sequence[tuple[int, float]] = (),
 ) -> float:
-    """Rate of one update: linear warm-up from 0, then decay (Table 12).
+    """Rate of one update: linear warm-up from ``start_lr``, then the policy (Table 12: linear).
 
     As in the authors' schedule, update 0 has rate 0 when there is a warm-up, and the linear decay
-    would reach 0 at ``num_updates``.
+    would reach 0 at ``num_updates``. Decays begin where the warm-up ends.
 
     Args:
         update: 0-based.
         num_updates: in the whole run.
         base_lr: peak.
-        warmup_ratio: share of all updates, rounded down.
-        policy: "linear" decay to 0, or "constant".
+        warmup: updates of the warm-up.
+        policy: "linear" decay to 0; "cosine", half a period down to ``end_lr``; "step"; or
+            "constant".
+        start_lr: of the warm-up.
+        end_lr: of "cosine", reached at ``num_updates``.
+        steps: of "step", (update, factor): from that update on the rate is factor * base_lr.
     """
-    warmup = int(warmup_ratio * num_updates)
     if update < warmup:
-        return base_lr * update / warmup
+        return start_lr + (base_lr - start_lr) * update / warmup
     if policy == "constant":
         return base_lr
-    return base_lr * max(0.0, (num_updates - update) / max(1, num_updates - warmup))
+    if policy == "step":
+        factors = [1.0, *(factor for first, factor in steps if update >= first)]
+        return base_lr * factors[-1]
+    left = max(0.0, (num_updates - update) / max(1, num_updates - warmup))  # from 1 to 0
+    if policy == "linear":
+        return base_lr * left
+    return end_lr + (base_lr - end_lr) * (1 - math.cos(math.pi * left)) / 2
+
+
+def schedule_of(
+    base_lr: float,
+    policy: Policy,
+    updates_per_epoch: int,
+    num_epochs: float,
+    *,
+    start_epoch: float = 0,
+    warmup_ratio: float = 0.0,
+    warmup_epochs: float = 0.0,
+    warmup_steps: int = 0,
+    start_lr: float = 0.0,
+    end_lr: float = 0.0,
+    step_epochs: Sequence[float] = (),
+    step_factors: Sequence[float] = (),
+) -> Callable[[int], float]:
+    """Update of this run -> rate; the run may be one stage of a longer schedule.
+
+    Args:
+        base_lr: peak.
+        policy: see `learning_rate`.
+        updates_per_epoch: of this run.
+        num_epochs: that the schedule spans.
+        start_epoch: of the schedule, at which this run begins.
+        warmup_ratio: share of the schedule's updates, rounded down; the default warm-up.
+        warmup_epochs: takes its place if not 0, rounded to whole updates.
+        warmup_steps: updates; takes its place if not 0.
+        start_lr: of the warm-up.
+        end_lr: of "cosine".
+        step_epochs: of "step", when the rate changes.
+        step_factors: of "step", what base_lr is multiplied by from then on.
+    """
+    num_updates = int(num_epochs * updates_per_epoch)
+    warmup = warmup_steps or round(warmup_epochs * updates_per_epoch)
+    warmup = warmup or int(warmup_ratio * num_updates)
+    steps = [
+        (round(epoch * updates_per_epoch), factor)
+        for epoch, factor in zip(step_epochs, step_factors, strict=True)
+    ]
+    offset = int(start_epoch * updates_per_epoch)
+
+    def rate(update: int) -> float:
+        return learning_rate(
+            offset + update,
+            num_updates,
+            base_lr,
+            warmup,
+            policy,
+            start_lr=start_lr,
+            end_lr=end_lr,
+            steps=steps,
+        )
+
+    return rate

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vimpac_ext.data import made_by_authors
 from vimpac_ext.data.loaders import evaluation_loader
 from vimpac_ext.engine.assembly import build_dataset, build_test_clips
+from vimpac_ext.engine.distributed import from_main, is_main, rank, sum_, world_size
 from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
 from vimpac_ext.structures import VideoRecord
 
@@ -44,7 +45,11 @@ class Tester:
         return {"tokenizer_fingerprint": self.clips.store.meta.tokenizer_fingerprint}
 
     def run(self, task: Any) -> MultiViewResult:
-        """Scores every view of every video with ``task.predict``."""
+        """Scores every view of every video with ``task.predict``.
+
+        With a process group, every process calls this, scores its part of the videos and gets the
+        result of all.
+        """
         evaluator = MultiViewEvaluator(
             len(self.records),
             self.cfg.MODEL.NUM_CLASSES,
@@ -52,9 +57,11 @@ class Tester:
             ensemble=self.cfg.DATA.ENSEMBLE_METHOD,
         )
         task.eval()
-        for batch in tqdm(self._loader(), "test", unit="batch", disable=None):
+        bar = {"unit": "batch", "disable": None if is_main() else True}
+        for batch in tqdm(self._loader(), "test", **bar):
             probabilities = self._predict(task, batch["clips"])
             evaluator.process(batch["video_index"].numpy(), probabilities.numpy())
+        evaluator.combine(sum_)
         labels = [record.label for record in self.records]
         return evaluator.result(labels, on_missing=self.cfg.DATA.ON_BAD_VIDEO)
 
@@ -65,14 +72,18 @@ class Tester:
             The content of ``folder/result.json``: accuracies in percent, protocol, counts.
         """
         result = self.run(task)
-        return write_report(folder, result, self.records, self.dataset.class_names, self.protocol())
+        protocol = self.protocol()
+        report = None
+        if is_main():
+            report = write_report(folder, result, self.records, self.dataset.class_names, protocol)
+        return from_main(report) or {}
 
     def _loader(self) -> DataLoader:
         videos_per_batch = max(1, self.cfg.TEST.BATCH_SIZE // self.num_views)
         loading = self.cfg.DATA_LOADER
-        return evaluation_loader(
-            self.clips, videos_per_batch, loading.NUM_WORKERS, loading.PIN_MEMORY
-        )
+        # Every process's own part: no video is padded in twice, as samplers for training do.
+        part = Subset(self.clips, range(rank(), len(self.clips), world_size()))
+        return evaluation_loader(part, videos_per_batch, loading.NUM_WORKERS, loading.PIN_MEMORY)
 
     @torch.inference_mode()
     def _predict(self, task: Any, clips: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The training loop: data, step, accumulate, clip, update, log, evaluate, save."""
+"""The training loop: data, step, accumulate, clip, update, log, save, evaluate."""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,16 @@ from tqdm import tqdm
 
 from vimpac_ext.data.loaders import UpdateSampler
 from vimpac_ext.engine.checkpoint import Checkpointer
+from vimpac_ext.engine.distributed import from_main, gather, is_main, mean_
+from vimpac_ext.engine.ema import Ema
 from vimpac_ext.engine.events import EventLog
+from vimpac_ext.engine.parallel import Replica, share_buffers
+from vimpac_ext.engine.rng import kept_rng, rng_state, set_rng_state
+from vimpac_ext.engine.stopping import StopRequest, TrainingStopped
+from vimpac_ext.engine.window import NonFiniteLossError, Window
 
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the message names the update and its videos."""
+# A loss scale below this has been halved 30 times in a row: no scale is small enough.
+_SMALLEST_LOSS_SCALE = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,14 @@ class TrainerOptions:
 
     Attributes:
         clip_grad_norm: upper bound of the gradient's L2 norm; 0 = off.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "fp32", or "bf16" or "fp16" for autocast; fp16 also scales the loss.
         log_period: updates between log lines.
         checkpoint_period: epochs between checkpoints.
         eval_period: epochs between evaluations; 0 = never.
         seed: of the masks.
+        checkpoint_period_steps: updates between further checkpoints; 0 = none.
+        ema_decay: of averaged weights; 0 = none.
+        explosion_factor: stop when the loss is so many times the one logged before; 0 = never.
     """
 
     clip_grad_norm: float
@@ -39,22 +48,29 @@ class TrainerOptions:
     checkpoint_period: int
     eval_period: int
     seed: int
+    checkpoint_period_steps: int = 0
+    ema_decay: float = 0.0
+    explosion_factor: float = 0.0
 
 
 class Trainer:
     """Runs the updates of a task from ``first_update`` to the end.
 
+    With a process group, every process has a trainer; each takes its part of every micro-batch,
+    and only the main one writes.
+
     Args:
         task: gives the losses of a micro-batch.
         sampler: decides what is in each update.
         loader: loads it.
-        optimizer: updates the task's parameters.
+        optimizer: updates the task's parameters. A group's "lr_scale" multiplies its rate.
         schedule: update -> learning rate.
         checkpointer: saves.
         events: logs.
         device: where the step runs.
         options: numbers of the loop.
-        evaluate: called with the update after every ``eval_period`` epochs.
+        evaluate: called with the update after every ``eval_period`` epochs, in every process.
+        name_video: "video_index" of a batch -> name, for errors.
     """
 
     def __init__(
@@ -69,6 +85,7 @@ class Trainer:
         device: torch.device,
         options: TrainerOptions,
         evaluate: Callable[[int], None] | None = None,
+        name_video: Callable[[int], str] = str,
     ) -> None:
         self.task = task
         self.sampler = sampler
@@ -82,65 +99,117 @@ class Trainer:
         self.evaluate = evaluate
         self.accumulation = sampler.batch_size // sampler.micro_batch_size
         self.generator = torch.Generator(device)
+        self.replica = Replica(task)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+        self.ema = Ema(task, options.ema_decay) if options.ema_decay else None
+        self.window = Window(name_video)
+        self._rng: dict[str, Any] | None = None
+        self._last_loss: float | None = None
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Takes from a checkpoint what is neither the model's nor the optimizer's."""
+        self.scaler.load_state_dict(checkpoint["scaler_state"])
+        if self.ema is not None:
+            self.ema.load(checkpoint["ema_state"] or checkpoint["model_state"])
+        self._rng = self.checkpointer.rng_state_of_process(checkpoint)
 
     def train(self) -> None:
-        """Trains to the end; logs, evaluates and saves on the way.
+        """Trains to the end; logs, saves and evaluates on the way.
 
         Raises:
             NonFiniteLossError: if a loss is not finite; nothing is saved after that.
+            TrainingStopped: after a signal, when a checkpoint is saved.
         """
-        per_epoch = self.sampler.updates_per_epoch
-        num_updates = self.sampler.num_updates
-        window = _Window()
         self.task.train()
-        batches = iter(self.loader)
-        updates = range(self.sampler.first_update, num_updates)
-        for update in tqdm(updates, "train", num_updates, initial=updates.start, disable=None):
-            lr = self.schedule(update)
-            scalars = self._update(update, lr, batches, window)
-            done = update + 1
-            if done % self.options.log_period == 0 or done % per_epoch == 0:
-                window.require_finite(update)
-                self._log(done, lr, scalars, window)
-            if done % per_epoch == 0:
-                self._end_epoch(done // per_epoch, done)
+        with StopRequest() as stop:
+            self._evaluate_what_was_missed()
+            batches = iter(self.loader)
+            updates = range(self.sampler.first_update, self.sampler.num_updates)
+            bar = {"initial": updates.start, "disable": None if is_main() else True}
+            if self._rng is not None:  # as late as possible: nothing before may draw from it
+                set_rng_state(self._rng)
+            self.window.reset()
+            for update in tqdm(updates, "train", updates.stop, **bar):
+                lr = self.schedule(update)
+                scalars = self._update(update, lr, batches)
+                done = update + 1
+                if done % self.options.log_period == 0 or self._is_epoch_end(done):
+                    self._log(done, lr, scalars)
+                stop_signal = stop.agreed()
+                if stop_signal or self._checkpoint_is_due(done):
+                    path = self._save(done)
+                if stop_signal:
+                    raise TrainingStopped(stop_signal, done, path)
+                if self._evaluation_is_due(done):
+                    self._evaluate(done)
 
-    def _update(
-        self, update: int, lr: float, batches: Iterator[Mapping[str, Any]], window: "_Window"
-    ) -> dict[str, Tensor]:
+    def _update(self, update: int, lr: float, batches: Iterator[Mapping]) -> dict[str, Tensor]:
         """One parameter update over all its micro-batches; returns the mean of their scalars."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         total: dict[str, Tensor] = {}
         videos = []
         for micro_step in range(self.accumulation):
-            started = time.perf_counter()
-            batch = next(batches)
-            videos += batch["video_index"].tolist()  # here, where it costs no synchronisation
-            batch = _to_device(batch, self.device)
-            window.data_seconds += time.perf_counter() - started
+            batch = self._next(batches)
+            videos += batch.pop("videos")
             # A seed for each micro-step: masks do not depend on where a run was resumed.
             step = update * self.accumulation + micro_step
             self.generator.manual_seed(self.options.seed * 1_000_003 + step)
-            with torch.autocast(
-                self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"
-            ):
-                scalars = self.task.training_step(batch, self.generator)
-            (scalars["loss"] / self.accumulation).backward()
+            # Gradients of several micro-batches are averaged over the processes once.
+            with self.replica.exchange(micro_step == self.accumulation - 1):
+                with self._autocast():
+                    scalars = self.replica(batch, self.generator)
+                self.scaler.scale(scalars["loss"] / self.accumulation).backward()
             for name, value in scalars.items():
                 total[name] = total.get(name, 0.0) + value.detach().float() / self.accumulation
-        window.add(total["loss"], videos)
-        if self.device.type == "cpu":  # no synchronisation to pay for: stop before the update
-            window.require_finite(update)
+        self.window.add_loss(total["loss"], videos)
+        self.scaler.unscale_(self.optimizer)
         max_norm = self.options.clip_grad_norm or math.inf
         total["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
-        self.optimizer.step()
+        if not self.scaler.is_enabled():  # the scaler skips updates with infinite gradients
+            self.window.add_norm(total["grad_norm"])
+        if self.device.type == "cpu":  # no synchronisation to pay for: stop before the update
+            self.window.require_finite(update)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.task)
         return total
 
-    def _log(self, done: int, lr: float, scalars: Mapping[str, Tensor], window: "_Window") -> None:
+    def _next(self, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+        started = time.perf_counter()
+        batch = next(batches)
+        videos = batch["video_index"].tolist()  # here, where it costs no synchronisation
+        on_device = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
+        self.window.data_seconds += time.perf_counter() - started
+        return {**on_device, "videos": videos}
+
+    def _autocast(self) -> torch.autocast:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.options.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def _log(self, done: int, lr: float, scalars: Mapping[str, Tensor]) -> None:
+        self.window.require_finite(done - 1)
+        means = mean_(torch.stack([scalars[name] for name in sorted(scalars)])).tolist()
+        values = dict(zip(sorted(scalars), means, strict=True))
+        self.window.require_calm(
+            done - 1, values["loss"], self._last_loss, self.options.explosion_factor
+        )
+        self._last_loss = values["loss"]
+        if self.scaler.is_enabled():
+            values["loss_scale"] = self.scaler.get_scale()
+            if values["loss_scale"] < _SMALLEST_LOSS_SCALE:
+                raise NonFiniteLossError(
+                    f"float16 gradients overflow at every loss scale (now {values['loss_scale']}, "
+                    f"update {done}). Use TRAIN.PRECISION bf16 or fp32"
+                )
         per_epoch = self.sampler.updates_per_epoch
         epoch = (done - 1) // per_epoch + 1
+        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
         self.events.write(
             "train_iter",
             done,
@@ -148,61 +217,58 @@ class Trainer:
                 "epoch": f"{epoch}/{self.sampler.num_epochs}",
                 "iter": f"{done - (epoch - 1) * per_epoch}/{per_epoch}",
                 "lr": lr,
-                **{name: value.item() for name, value in scalars.items()},
-                **window.timings(self.sampler.batch_size),
-                "gpu_mem": f"{torch.cuda.max_memory_allocated() / 2**30:.2f}G"
-                if self.device.type == "cuda"
-                else "0.00G",
+                **values,
+                **self.window.timings(self.sampler.batch_size),
+                "gpu_mem": f"{memory / 2**30:.2f}G",
             },
         )
-        window.reset()
+        self.window.reset()
 
-    def _end_epoch(self, epoch: int, done: int) -> None:
-        last = epoch == self.sampler.num_epochs
-        if last or epoch % self.options.checkpoint_period == 0:
-            self.checkpointer.save(self.task, self.optimizer, epoch, done)
-        period = self.options.eval_period
-        if self.evaluate is not None and period and (last or epoch % period == 0):
-            self.evaluate(done)
-            self.task.train()
-
-
-class _Window:
-    """What happened since the last log line."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.started = time.perf_counter()
-        self.data_seconds = 0.0
-        self.losses: list[tuple[Tensor, list[int]]] = []
-
-    def add(self, loss: Tensor, videos: list[int]) -> None:
-        self.losses.append((loss, videos))
-
-    def require_finite(self, update: int) -> None:
-        for back, (loss, videos) in enumerate(reversed(self.losses)):
-            if not torch.isfinite(loss):
-                raise NonFiniteLossError(
-                    f"the loss of update {update - back + 1} is {loss.item()}; its videos are "
-                    f"records {videos}. Lower SOLVER.BASE_LR, or TRAIN.PRECISION fp32"
+    def _save(self, done: int) -> str:
+        """Every process is here; none leaves before the file is on disk."""
+        self.window.require_finite(done - 1)
+        states = gather(rng_state())
+        path = ""
+        if is_main():
+            more = {
+                "scaler_state": self.scaler.state_dict(),
+                "ema_state": self.ema.state if self.ema else None,
+                "rng_states": states,
+            }
+            epoch, inside = divmod(done, self.sampler.updates_per_epoch)
+            path = str(
+                self.checkpointer.save(
+                    self.task, self.optimizer, epoch, done, inside_epoch=inside > 0, more=more
                 )
+            )
+        return from_main(path)
 
-    def timings(self, batch_size: int) -> dict[str, float]:
-        num_updates = max(1, len(self.losses))
-        seconds = (time.perf_counter() - self.started) / num_updates
-        data_seconds = self.data_seconds / num_updates
-        return {
-            "dt": seconds,
-            "dt_data": data_seconds,
-            "dt_net": seconds - data_seconds,
-            "videos_per_second": batch_size / seconds,
-        }
+    def _evaluate(self, done: int) -> None:
+        assert self.evaluate is not None
+        share_buffers(self.task)
+        with kept_rng(), self.ema.applied_to(self.task) if self.ema else nullcontext():
+            self.evaluate(done)
+        self.task.train()
 
+    def _evaluate_what_was_missed(self) -> None:
+        """The run that saved the checkpoint may have been killed before it evaluated."""
+        done = self.sampler.first_update
+        if done and self._evaluation_is_due(done) and not from_main(self.events.evaluated(done)):
+            self._evaluate(done)
 
-def _to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    def _is_epoch_end(self, done: int) -> bool:
+        return done % self.sampler.updates_per_epoch == 0
+
+    def _checkpoint_is_due(self, done: int) -> bool:
+        steps = self.options.checkpoint_period_steps
+        if steps and done % steps == 0:
+            return True
+        epoch = done // self.sampler.updates_per_epoch
+        last = done == self.sampler.num_updates
+        return self._is_epoch_end(done) and (last or epoch % self.options.checkpoint_period == 0)
+
+    def _evaluation_is_due(self, done: int) -> bool:
+        epoch, period = done // self.sampler.updates_per_epoch, self.options.eval_period
+        if self.evaluate is None or not period or not self._is_epoch_end(done):
+            return False
+        return done == self.sampler.num_updates or epoch % period == 0

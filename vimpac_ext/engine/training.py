@@ -1,16 +1,16 @@
 """Assembles a trainer from a configuration and runs it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from vimpac_ext.config import ConfigError
 from vimpac_ext.data.loaders import UpdateSampler, train_loader
 from vimpac_ext.engine.assembly import build_dataset, build_task, build_train_clips
 from vimpac_ext.engine.checkpoint import (
@@ -19,10 +19,14 @@ from vimpac_ext.engine.checkpoint import (
     initialise_moments,
     initialise_weights,
 )
-from vimpac_ext.engine.events import EventLog
+from vimpac_ext.engine.config_changes import config_changes
+from vimpac_ext.engine.distributed import is_main, rank, world_size
+from vimpac_ext.engine.events import EventLog, open_events
 from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.optim import build_optimizer
-from vimpac_ext.engine.schedule import learning_rate
+from vimpac_ext.engine.parallel import GlobalMasker
+from vimpac_ext.engine.rng import seed_rng
+from vimpac_ext.engine.schedule import schedule_of
 from vimpac_ext.engine.tester import Tester, require_labels
 from vimpac_ext.engine.trainer import Trainer, TrainerOptions
 from vimpac_ext.files import atomic_write
@@ -30,13 +34,27 @@ from vimpac_ext.files import atomic_write
 _logger = logging.getLogger(__name__)
 
 # Keys that may differ between a run and its continuation without a word.
-_FREE_KEYS = ("OUTPUT_DIR", "LOG_PERIOD", "TENSORBOARD", "NUM_GPUS", "DATA_LOADER", "TEST", "KNN")
+_FREE_KEYS = (
+    "OUTPUT_DIR",
+    "LOG_PERIOD",
+    "TENSORBOARD",
+    "NUM_GPUS",
+    "NUM_CPU_PROCESSES",
+    "DIST_TIMEOUT",
+    "DATA_LOADER",
+    "TEST",
+    "KNN",
+    "TRAIN.CHECKPOINT_PERIOD",
+    "TRAIN.KEEP_CHECKPOINTS",
+)
 
 
 def train(
     cfg: CfgNode, device: torch.device, folder: Path, tester: Tester | None
 ) -> tuple[Any, int]:
     """Trains the configured task, or continues its training.
+
+    With a process group, every process calls this.
 
     Args:
         cfg: configuration.
@@ -45,43 +63,36 @@ def train(
         tester: evaluates every TRAIN.EVAL_PERIOD epochs.
 
     Returns:
-        The trained task, and the updates that it has had.
+        The trained task (with averaged weights if TRAIN.EMA_DECAY is set), and the updates that it
+        has had.
 
     Raises:
         CheckpointError: if the run's own checkpoint, or the one to start from, does not fit.
+        ConfigError: if the task cannot be trained as configured.
+        TrainingStopped: after a signal, when a checkpoint is saved.
     """
-    task = build_task(cfg).to(device)
+    task = _build(cfg, device)
     monitor = KnnMonitor(cfg, device, task) if cfg.KNN.ENABLE else None
-    dataset = build_dataset(cfg, "TRAIN")
-    if cfg.MODEL.NUM_CLASSES:
-        require_labels(dataset.records, dataset.class_names, cfg.MODEL.NUM_CLASSES)
-    clips = build_train_clips(cfg, task, dataset.records)
-    missing = getattr(clips, "missing", [])
-    if missing:
-        _logger.warning(
-            "%d of %d training videos are not in the token store and are left out (first: %s)",
-            len(missing),
-            len(dataset.records),
-            missing[0].video_id,
-        )
+    clips = _build_clips(cfg, task)
     optimizer = build_optimizer(task, cfg.SOLVER)
-    checkpointer = Checkpointer(folder, cfg.dump(), _facts(clips))
-    first_update = _start(cfg, task, optimizer, checkpointer)
-    sampler = _sampler(cfg, len(clips), first_update)
+    checkpointer = _checkpointer(cfg, folder, clips)
+    checkpoint = _start(cfg, task, optimizer, checkpointer)
+    sampler = _sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
     loading = cfg.DATA_LOADER
     loader = train_loader(clips, sampler, loading.NUM_WORKERS, loading.PIN_MEMORY)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "config.yaml") as file:
-        file.write(cfg.dump())
+    if is_main():
+        with atomic_write(folder / "config.yaml") as file:
+            file.write(cfg.dump())
     _logger.info(
-        "training on %d videos, %d updates, %s parameters, from update %d",
+        "training on %d videos, %d updates, %s parameters, from update %d, in %d process(es)",
         len(clips),
         sampler.num_updates,
         f"{sum(p.numel() for p in task.parameters()):,}",
-        first_update,
+        sampler.first_update,
+        world_size(),
     )
-    with EventLog(folder, cfg.TENSORBOARD, first_update + 1) as events:
-        Trainer(
+    with open_events(folder, cfg.TENSORBOARD, sampler.first_update + 1) as events:
+        trainer = Trainer(
             task,
             sampler,
             loader,
@@ -94,29 +105,90 @@ def train(
             evaluate=partial(_evaluate, tester, monitor, task, events)
             if tester or monitor
             else None,
-        ).train()
-    if hasattr(task, "export"):  # e.g. a tokenizer, whose weights are used elsewhere
+            name_video=lambda index: repr(clips.records[index].video_id),
+        )
+        if checkpoint:
+            trainer.restore(checkpoint)
+        else:
+            _part_ways(cfg.RNG_SEED)
+        trainer.train()
+    if trainer.ema is not None:
+        task.load_state_dict(trainer.ema.state)
+    if hasattr(task, "export") and is_main():  # e.g. a tokenizer, whose weights are used elsewhere
         task.export(folder / "exported.safetensors")
         _logger.info("exported %s", folder / "exported.safetensors")
     return task, sampler.num_updates
 
 
+def _build(cfg: CfgNode, device: torch.device) -> Any:
+    task = build_task(cfg).to(device)
+    if world_size() > 1:
+        if not getattr(task, "multi_process", True):
+            raise ConfigError(
+                f"{type(task).__name__} trains in one process, found {world_size()}; set NUM_GPUS "
+                "to 0 or 1 and NUM_CPU_PROCESSES to 1"
+            )
+        if getattr(task, "masker", None) is not None:
+            masker = GlobalMasker(task.masker, 2 if task.clip_mode == "pair" else 1)
+            # Past nn.Module's registration: the names in the state dict stay as they are.
+            object.__setattr__(task, "masker", masker)
+    if cfg.TRAIN.COMPILE:
+        if not hasattr(task, "backbone"):
+            raise ConfigError(f"TRAIN.COMPILE: {type(task).__name__} has no backbone to compile")
+        task.backbone.compile()
+    return task
+
+
+def _build_clips(cfg: CfgNode, task: Any) -> Any:
+    dataset = build_dataset(cfg, "TRAIN")
+    if cfg.MODEL.NUM_CLASSES:
+        require_labels(dataset.records, dataset.class_names, cfg.MODEL.NUM_CLASSES)
+    clips = build_train_clips(cfg, task, dataset.records)
+    missing = getattr(clips, "missing", [])
+    if missing:
+        _logger.warning(
+            "%d of %d training videos are not in the token store and are left out (first: %s)",
+            len(missing),
+            len(dataset.records),
+            missing[0].video_id,
+        )
+    return clips
+
+
+def _checkpointer(cfg: CfgNode, folder: Path, clips: Any) -> Checkpointer:
+    order = {
+        "number of training videos": len(clips),
+        "TRAIN.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE,
+        "RNG_SEED": cfg.RNG_SEED,
+    }
+    return Checkpointer(folder, cfg.dump(), _facts(clips), cfg.TRAIN.KEEP_CHECKPOINTS, order)
+
+
 def _start(
     cfg: CfgNode, task: nn.Module, optimizer: torch.optim.Optimizer, checkpointer: Checkpointer
-) -> int:
-    """Restores the run, or else initialises weights; returns the updates already done."""
+) -> dict[str, Any] | None:
+    """Restores the run and returns its checkpoint, or else initialises weights."""
     if cfg.TRAIN.AUTO_RESUME:
         checkpoint = checkpointer.restore(task, optimizer)
         if checkpoint is not None:
-            _warn_of_changes(checkpoint["cfg"], checkpointer.config_text)
-            return int(checkpoint["update"])
+            changes = config_changes(checkpoint["cfg"], checkpointer.config_text, _FREE_KEYS)
+            if changes:
+                _logger.warning("resumed with other settings than before: %s", "; ".join(changes))
+            return checkpoint
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
         path = find_checkpoint(Path(cfg.TRAIN.CHECKPOINT_FILE_PATH))
-        report = initialise_weights(path, task, checkpointer.facts)
+        with_moments = cfg.TRAIN.CHECKPOINT_OPTIMIZER
+        report = initialise_weights(path, task, checkpointer.facts, raw=with_moments)
         _logger.info("weights from %s: %s", path, report)
-        if cfg.TRAIN.CHECKPOINT_OPTIMIZER:
+        if with_moments:
             initialise_moments(path, task, optimizer)
-    return 0
+    return None
+
+
+def _part_ways(seed: int) -> None:
+    """From here on each process draws its own numbers, e.g. for dropout; the main one goes on."""
+    if rank():
+        seed_rng(seed * 1_000_003 + rank())
 
 
 def _sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSampler:
@@ -127,34 +199,41 @@ def _sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSampler:
         cfg.SOLVER.MAX_EPOCH,
         cfg.RNG_SEED,
         first_update,
+        rank(),
+        world_size(),
     )
 
 
 def _schedule(cfg: CfgNode, updates_per_epoch: int) -> Callable[[int], float]:
-    """Update of this run -> rate; the run may be one stage of a longer schedule."""
     solver = cfg.SOLVER
-    span = solver.SCHEDULE_EPOCHS or solver.SCHEDULE_START_EPOCH + solver.MAX_EPOCH
-
-    def rate(update: int) -> float:
-        return learning_rate(
-            solver.SCHEDULE_START_EPOCH * updates_per_epoch + update,
-            span * updates_per_epoch,
-            solver.BASE_LR,
-            solver.WARMUP_RATIO,
-            solver.LR_POLICY,
-        )
-
-    return rate
+    return schedule_of(
+        solver.BASE_LR,
+        solver.LR_POLICY,
+        updates_per_epoch,
+        solver.SCHEDULE_EPOCHS or solver.SCHEDULE_START_EPOCH + solver.MAX_EPOCH,
+        start_epoch=solver.SCHEDULE_START_EPOCH,
+        warmup_ratio=solver.WARMUP_RATIO,
+        warmup_epochs=solver.WARMUP_EPOCHS,
+        warmup_steps=solver.WARMUP_STEPS,
+        start_lr=solver.WARMUP_START_LR,
+        end_lr=solver.COSINE_END_LR,
+        step_epochs=solver.STEPS if solver.LR_POLICY == "step" else (),
+        step_factors=solver.LRS if solver.LR_POLICY == "step" else (),
+    )
 
 
 def _options(cfg: CfgNode) -> TrainerOptions:
+    train = cfg.TRAIN
     return TrainerOptions(
         clip_grad_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
-        precision=cfg.TRAIN.PRECISION,
+        precision=train.PRECISION,
         log_period=cfg.LOG_PERIOD,
-        checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
-        eval_period=cfg.TRAIN.EVAL_PERIOD,
+        checkpoint_period=train.CHECKPOINT_PERIOD,
+        eval_period=train.EVAL_PERIOD,
         seed=cfg.RNG_SEED,
+        checkpoint_period_steps=train.CHECKPOINT_PERIOD_STEPS,
+        ema_decay=train.EMA_DECAY,
+        explosion_factor=train.KILL_LOSS_EXPLOSION_FACTOR,
     )
 
 
@@ -181,22 +260,3 @@ def _facts(clips: Any) -> dict[str, str]:
     """What a checkpoint must remember of its data: weights mean nothing for other tokens."""
     store = getattr(clips, "store", None)
     return {"tokenizer_fingerprint": store.meta.tokenizer_fingerprint} if store else {}
-
-
-def _warn_of_changes(stored: str, current: str) -> None:
-    before, now = _flat(yaml.safe_load(stored)), _flat(yaml.safe_load(current))
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE_KEYS)
-    ]
-    if changed:
-        _logger.warning("resumed with other settings than before: %s", "; ".join(changed))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict)
-                    else {f"{prefix}{key}": value})  # fmt: skip
-    return flat

@@ -5,10 +5,12 @@ do PySlowFast ("sum") and VideoMAE. Averaging logits gives other numbers.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -140,6 +142,21 @@ class MultiViewEvaluator:
                     f"video {index} came twice, and its probabilities differ by {difference:.2f}: "
                     "is the model in training mode, or the video index wrong?"
                 )
+
+    def combine(self, add_up: Callable[[Tensor], Tensor]) -> None:
+        """Take what the evaluators of other processes have processed; all processes call this.
+
+        Args:
+            add_up: tensor -> sum of the tensors of all processes, of the same dtype.
+
+        Raises:
+            ValueError: if a video was processed by two of them.
+        """
+        times = add_up(torch.from_numpy(self._decoded.astype(np.int64))).numpy()
+        if (times > 1).any():
+            raise ValueError(f"video {times.argmax()} was scored by {times.max()} processes")
+        self._scores = add_up(torch.from_numpy(self._scores)).numpy()
+        self._decoded = times == 1
 
     def result(self, labels: Any, on_missing: str = "error") -> MultiViewResult:
         """Score what has been processed.

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +14,10 @@ from vimpac_ext.registries import LOSSES
 @LOSSES.register()
 class MaskedTokenLoss(nn.Module):
     """Cross entropy, averaged over all hidden positions of the micro-batch.
+
+    With several processes, the mean of their losses is the mean over the hidden positions of all
+    of them, however unevenly these are spread. (The authors' loss is the mean of the processes'
+    own means.) So the gradient after DistributedDataParallel's averaging is that of one process.
 
     Args:
         weight: share in the total loss.
@@ -28,17 +33,21 @@ class MaskedTokenLoss(nn.Module):
         Without a hidden position the loss is zero (with zero gradients) and a warning is given.
         """
         logits = outputs["token_logits"]
+        share = _relative_count(logits)
         if len(logits) == 0:
-            warnings.warn("no token is masked in this batch: the masked-token loss is 0")
+            if share.isnan():
+                warnings.warn("no token is masked in this batch: the masked-token loss is 0")
             return logits.float().sum()
         # log_softmax converts as it reads: logits.float() would be one more copy on a GPU.
         log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-        return F.nll_loss(log_probabilities, targets["token_targets"])
+        return F.nll_loss(log_probabilities, targets["token_targets"]) * share
 
 
 @torch.no_grad()
 def masked_token_accuracy(outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
     """Share of hidden positions whose likeliest token is the target; 0 without any.
+
+    With several processes, the mean of what they get is the share among all their positions.
 
     Args:
         outputs: "token_logits" (M, V+5).
@@ -49,4 +58,18 @@ def masked_token_accuracy(outputs: Mapping[str, Tensor], targets: Mapping[str, T
     """
     logits = outputs["token_logits"]
     hits = logits.argmax(dim=-1) == targets["token_targets"]
-    return hits.sum() / max(len(hits), 1)
+    share = _relative_count(logits)
+    return hits.sum() / max(len(hits), 1) * share.nan_to_num()
+
+
+def _relative_count(logits: Tensor) -> Tensor:
+    """Rows of ``logits`` relative to their mean over the processes, float32 scalar; NaN if none.
+
+    All processes must call this together.
+    """
+    count = torch.full((), float(len(logits)), device=logits.device)
+    mean = count.clone()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return count / mean

@@ -42,6 +42,7 @@ class TrainTokenizerTask(nn.Module):
     on the data.
     """
 
+    multi_process: ClassVar[bool] = False  # each process would move the codebook on its own
     input_kind: ClassVar[str] = "pixels"
     clip_mode: ClassVar[str] = "random"
 

@@ -1,0 +1,298 @@
+"""Runs that are stopped in every way continue as if nothing had happened."""
+
+import json
+import logging
+import os
+import random
+import signal
+
+import pytest
+import torch
+from processes import free_port, run_processes
+from tiny_project import make_tiny_project
+
+from vimpac_ext.engine import prepare, run
+from vimpac_ext.engine.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint
+from vimpac_ext.engine.placement import Placement
+from vimpac_ext.engine.processes import RunRequest, run_as
+from vimpac_ext.engine.trainer import Trainer
+
+EPOCHS = 6  # of two updates
+BASE = ["SOLVER.MAX_EPOCH", str(EPOCHS), "TRAIN.CHECKPOINT_PERIOD", "2"]
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_tiny_project(tmp_path)
+
+
+def lines(folder, kind="train_iter"):
+    """What a log says, without times."""
+    events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    varying = ("dt", "dt_data", "dt_net", "videos_per_second")
+    return [
+        {key: value for key, value in event.items() if key not in varying}
+        for event in events
+        if event["_type"] == kind
+    ]
+
+
+def weights(folder):
+    return read_checkpoint(newest_checkpoint(folder / "checkpoints"))["model_state"]
+
+
+def require_same_run(folder, expected):
+    """The logs agree to the last bit that is logged, the final weights to the last bit."""
+    assert lines(folder) == lines(expected)
+    assert len(lines(folder)) == 2 * EPOCHS
+    for name, value in weights(expected).items():
+        assert torch.equal(weights(folder)[name], value), name
+
+
+def run_dying(place, request, victim, death, moment):
+    """A process of a run; the victim gets a signal in update ``moment``.
+
+    Minus ``moment``: in the middle of writing the first checkpoint from that update on.
+    """
+    if place.rank == victim and moment < 0:
+        save = torch.save
+
+        def write_half_and_die(value, file, **options):
+            if isinstance(value, dict) and value.get("update", 0) >= -moment:
+                save({**value, "optimizer_state": {}}, file)
+                os.kill(os.getpid(), death)
+            save(value, file, **options)
+
+        torch.save = write_half_and_die
+    elif place.rank == victim:
+        original = Trainer._update
+
+        def update_and_die(trainer, update, *arguments):
+            scalars = original(trainer, update, *arguments)
+            if update + 1 == moment:
+                os.kill(os.getpid(), death)
+            return scalars
+
+        Trainer._update = update_and_die
+    run_as(place, request)
+
+
+def start(config, overrides, size=1, victim=None, death=signal.SIGKILL, moment=None):
+    """Runs in new processes, of which one may die; how they ended."""
+    port = free_port()
+    calls = []
+    for rank in range(size):
+        place = Placement(rank, size, rank, "127.0.0.1", port, rank == 0, "torchrun")
+        request = RunRequest((str(config),), tuple(overrides))
+        calls.append((place, request, victim, death, moment))
+    return run_processes(run_dying, calls, timeout=120)
+
+
+def run_with_deaths(project, tmp_path, size, workers, deaths, steps=("3",)):
+    """An unbroken run, and one that is killed and started again until it comes to its end."""
+    more = ["TRAIN.MICRO_BATCH_SIZE", "2", "DATA_LOADER.NUM_WORKERS", str(workers)]
+    overrides = [*BASE, *more, "TRAIN.CHECKPOINT_PERIOD_STEPS", *steps, "OUTPUT_DIR"]
+    config = project / "pretrain.yaml"
+    ended = start(config, [*overrides, str(tmp_path / "whole")], size)
+    assert [process.code for process in ended] == [0] * size, ended
+    broken = [*overrides, str(tmp_path / "broken")]
+    for death, moment, victim in deaths:
+        ended = start(config, broken, size, victim, death, moment)
+        assert ended[victim].code == -death, ended
+    ended = start(config, broken, size)
+    assert [process.code for process in ended] == [0] * size, ended
+    require_same_run(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("size", "workers"), [(1, 2), (2, 0)])
+def test_a_killed_run_continues_bit_for_bit(project, tmp_path, size, workers):
+    deaths = [(signal.SIGKILL, 2, size - 1), (signal.SIGKILL, -6, 0)]
+    run_with_deaths(project, tmp_path, size, workers, deaths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ten_random_kills_change_nothing(project, tmp_path, size, workers):
+    rng = random.Random(10 * size + workers)
+    steps = sorted(rng.choices(range(1, 2 * EPOCHS + 1), k=10))
+    deaths = [(signal.SIGKILL, step, rng.randrange(size)) for step in steps]
+    for number in (3, 7):  # in the middle of writing a checkpoint, which the main process does
+        deaths[number] = (signal.SIGKILL, -steps[number], 0)
+    run_with_deaths(project, tmp_path, size, workers, deaths)
+
+
+@pytest.mark.slow
+def test_three_processes_add_up_in_the_same_order_after_a_kill(project, tmp_path):
+    """Sums of three depend on their order, of two they do not."""
+    overrides = [*BASE, "TRAIN.BATCH_SIZE", "3", "SOLVER.MAX_EPOCH", "6", "OUTPUT_DIR"]
+    config = project / "pretrain.yaml"
+    overrides = ["TRAIN.CHECKPOINT_PERIOD_STEPS", "3", "BACKBONE.embed_dim", "64", *overrides]
+    start(config, [*overrides, str(tmp_path / "whole")], 3)
+    start(config, [*overrides, str(tmp_path / "broken")], 3, 1, signal.SIGKILL, 7)
+    start(config, [*overrides, str(tmp_path / "broken")], 3)
+    require_same_run(tmp_path / "broken", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)],
+)
+def test_a_signal_saves_first(project, tmp_path, signum, code):
+    config = project / "pretrain.yaml"
+    start(config, [*BASE, "OUTPUT_DIR", str(tmp_path / "whole")])
+    broken = [*BASE, "OUTPUT_DIR", str(tmp_path / "broken")]
+    (ended,) = start(config, broken, victim=0, death=signum, moment=3)
+    assert ended.code == code
+    path = tmp_path / "broken/checkpoints/checkpoint_epoch_00001_update_00000003.pyth"
+    assert ended.err == (
+        f"error: stopped by {signum.name} after update 3; {path} is saved and the same command "
+        "goes on from there\n"
+    )
+    start(config, broken)
+    require_same_run(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_update(project, tmp_path):
+    config = project / "pretrain.yaml"
+    start(config, [*BASE, "OUTPUT_DIR", str(tmp_path / "whole")], 2)
+    broken = [*BASE, "OUTPUT_DIR", str(tmp_path / "broken")]
+    ended = start(config, broken, 2, victim=1, death=signal.SIGUSR1, moment=3)
+    assert [process.code for process in ended] == [75, 75]
+    assert (ended[0].err + ended[1].err).count("stopped by SIGUSR1 after update 4") == 1
+    start(config, broken, 2)
+    require_same_run(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait(project, tmp_path, monkeypatch):
+    config = project / "pretrain.yaml"
+
+    def interrupted_twice(trainer, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "_update", interrupted_twice)
+    (ended,) = start(config, [*BASE, "OUTPUT_DIR", str(tmp_path / "broken")])
+    assert (ended.code, ended.err) == (130, "interrupted\n")
+    assert not (tmp_path / "broken/checkpoints").exists()
+
+
+def flip_a_byte(path, position=0.6):
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_checkpoint_that_is_whole_is_used(project, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    overrides = [*BASE, "OUTPUT_DIR", str(tmp_path / "run")]
+    run(prepare(project / "pretrain.yaml", overrides))
+    expected = lines(tmp_path / "run"), weights(tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    flip_a_byte(folder / "checkpoint_epoch_00006.pyth")
+    cut = folder / "checkpoint_epoch_00004.pyth"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    left_over = folder / ".checkpoint_epoch_00005.pyth.1-ab.tmp"
+    left_over.touch()
+    run(prepare(project / "pretrain.yaml", overrides))
+    assert "checkpoint_epoch_00006.pyth is damaged" in caplog.text
+    assert "checkpoint_epoch_00004.pyth is damaged" in caplog.text
+    assert f"resumed from {folder}/checkpoint_epoch_00002.pyth (2 epochs, 4 updates" in caplog.text
+    assert lines(tmp_path / "run") == expected[0]
+    for name, value in weights(tmp_path / "run").items():
+        assert torch.equal(value, expected[1][name])
+    assert not left_over.exists()
+
+    for path in folder.iterdir():
+        flip_a_byte(path)
+    with pytest.raises(CheckpointError, match=r"none of the 3 checkpoints .* is whole; remove"):
+        run(prepare(project / "pretrain.yaml", overrides))
+
+
+@pytest.mark.parametrize("position", [0.02, 0.3, 0.5, 0.7, 0.9, 0.999])
+def test_one_wrong_byte_anywhere_is_noticed_or_harmless(project, tmp_path, position):
+    overrides = [*BASE[2:], "SOLVER.MAX_EPOCH", "2", "OUTPUT_DIR", str(tmp_path / "run")]
+    run(prepare(project / "pretrain.yaml", overrides))
+    path = newest_checkpoint(tmp_path / "run/checkpoints")
+    before = read_checkpoint(path)["model_state"]
+    flip_a_byte(path, position)
+    try:
+        after = read_checkpoint(path)["model_state"]
+    except CheckpointError:
+        return
+    for name, value in before.items():
+        assert torch.equal(value, after[name])
+
+
+def test_only_the_newest_checkpoints_are_kept(project, tmp_path):
+    overrides = [*BASE, "TRAIN.CHECKPOINT_PERIOD_STEPS", "5", "TRAIN.KEEP_CHECKPOINTS", "3"]
+    run(prepare(project / "pretrain.yaml", [*overrides, "OUTPUT_DIR", str(tmp_path / "run")]))
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == [
+        "checkpoint_epoch_00004.pyth",
+        "checkpoint_epoch_00005.pyth",
+        "checkpoint_epoch_00006.pyth",
+    ]
+
+
+def test_another_number_of_processes_may_continue_and_says_what_changes(project, tmp_path):
+    """Without dropout, only the rounding of sums changes."""
+    config = project / "pretrain.yaml"
+    base = [*BASE, "BACKBONE.dropout", "0.0", "HEADS.contrast", "null", "LOSSES.contrast", "null"]
+    start(config, [*base, "OUTPUT_DIR", str(tmp_path / "whole")], 2)
+    broken = [*base, "OUTPUT_DIR", str(tmp_path / "broken")]
+    start(config, broken, 2, victim=0, death=signal.SIGTERM, moment=6)
+    (ended,) = start(config, broken)
+    assert ended.code == 0
+    assert "saved by 2 processes, resumed by 1: videos, masks and learning rates" in ended.out
+    for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "broken"), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["lr"] == other["lr"]
+
+
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
+def test_an_evaluation_that_was_missed_is_made_up_for(project, tmp_path, death):
+    """Killed in the evaluation after epoch 2; asked to stop in the last update before it."""
+    config = project / "finetune.yaml"
+    base = [*BASE, "TRAIN.CHECKPOINT_FILE_PATH", "", "TRAIN.EVAL_PERIOD", "2", "OUTPUT_DIR"]
+    start(config, [*base, str(tmp_path / "whole")])
+    folder = tmp_path / "broken"
+    if death == signal.SIGTERM:
+        start(config, [*base, str(folder)], victim=0, death=death, moment=4)
+    else:
+        original = Trainer._evaluate
+
+        def die(trainer, done):
+            os.kill(os.getpid(), death)
+
+        Trainer._evaluate = die
+        try:
+            (ended,) = start(config, [*base, str(folder)])
+        finally:
+            Trainer._evaluate = original
+        assert ended.code == -death
+    assert lines(folder, "val_epoch") == []
+    start(config, [*base, str(folder)])
+    require_same_run(folder, tmp_path / "whole")
+    assert lines(folder, "val_epoch") == lines(tmp_path / "whole", "val_epoch")
+    assert [line["update"] for line in lines(folder, "val_epoch")] == [4, 8, 12]
+    start(config, [*base, str(folder)])  # finished: nothing is done again
+    assert [line["update"] for line in lines(folder, "val_epoch")] == [4, 8, 12]
+
+
+def test_averaged_weights_and_loss_scale_are_restored(project, tmp_path):
+    config = project / "pretrain.yaml"
+    base = [*BASE, "TRAIN.EMA_DECAY", "0.9", "TRAIN.PRECISION", "fp16", "OUTPUT_DIR"]
+    start(config, [*base, str(tmp_path / "whole")])
+    start(config, [*base, str(tmp_path / "broken")], victim=0, death=signal.SIGTERM, moment=5)
+    start(config, [*base, str(tmp_path / "broken")])
+    require_same_run(tmp_path / "broken", tmp_path / "whole")
+    whole, broken = (
+        read_checkpoint(newest_checkpoint(tmp_path / name / "checkpoints"))
+        for name in ("whole", "broken")
+    )
+    assert whole["scaler_state"] == broken["scaler_state"]
+    assert whole["scaler_state"]["_growth_tracker"] > 0
+    for name, value in whole["ema_state"].items():
+        assert torch.equal(value, broken["ema_state"][name])
+        is_buffer = "running" in name or "num_batches" in name
+        assert torch.equal(value, whole["model_state"][name]) == is_buffer, name

@@ -1,0 +1,190 @@
+"""Saving a run and continuing it."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vimpac_ext.engine.checkpoint_files import (
+    FORMAT,
+    CheckpointError,
+    DamagedCheckpointError,
+    checkpoints_in,
+    names_in_order,
+    read_checkpoint,
+    require_same_facts,
+    require_same_model,
+    require_whole,
+)
+from vimpac_ext.engine.distributed import from_main, is_main, rank, world_size
+from vimpac_ext.engine.rng import rng_state
+from vimpac_ext.files import atomic_write
+
+_logger = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Saves and restores runs in ``folder/checkpoints``.
+
+    Args:
+        folder: OUTPUT_DIR of the run.
+        config_text: YAML of the run's config, stored in every checkpoint.
+        facts: further plain values to store, e.g. the tokenizer's fingerprint.
+        keep: newest checkpoints that are kept; 0 = all.
+        order: what decides which videos are in which update, name -> plain value.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config_text: str,
+        facts: Mapping[str, Any],
+        keep: int = 0,
+        order: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder = folder / "checkpoints"
+        self.config_text = config_text
+        self.facts = dict(facts)
+        self.keep = keep
+        self.order = dict(order or {})
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        update: int,
+        *,
+        inside_epoch: bool = False,
+        more: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Writes a checkpoint whole or not at all, then removes the oldest beyond ``keep``.
+
+        Args:
+            model: its weights are stored.
+            optimizer: its state is stored.
+            epoch: whole epochs done.
+            update: updates done.
+            inside_epoch: the name says the update too.
+            more: further tensors and plain values; by default those of one process.
+
+        Raises:
+            CheckpointError: if it cannot be written; older ones are untouched.
+        """
+        name = f"checkpoint_epoch_{epoch:05d}" + f"_update_{update:08d}" * inside_epoch
+        path = self.folder / f"{name}.pyth"
+        checkpoint = {
+            "format": FORMAT,
+            "model_state": model.state_dict(),
+            "optimizer_state": optimizer.state_dict(),
+            "optimizer_names": names_in_order(model, optimizer),
+            "epoch": epoch,
+            "update": update,
+            "cfg": self.config_text,
+            "facts": self.facts,
+            "order": self.order,
+            **(more or {"scaler_state": {}, "ema_state": None, "rng_states": [rng_state()]}),
+        }
+        try:
+            with atomic_write(path, "wb") as file:
+                torch.save(checkpoint, file)
+            _force_to_disk(path.parent)
+        except (OSError, RuntimeError) as error:  # torch's writer turns one into the other
+            raise CheckpointError(
+                f"cannot write {path}: {_reason(error)}. The run can go on from the checkpoint "
+                "before it"
+            ) from error
+        if self.keep:
+            for old in checkpoints_in(self.folder)[self.keep :]:
+                old.unlink()
+        return path
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Continues from the newest checkpoint that is not damaged, if there is any.
+
+        Only model and optimizer are restored; `rng_state_of_process` gives the random state.
+
+        Returns:
+            The checkpoint; None if there is none.
+
+        Raises:
+            CheckpointError: if all are damaged, or the newest is of another model or other data.
+        """
+        # The main process looks, so that all take the same.
+        path = from_main(self._newest_whole() if is_main() else None)
+        if path is None:
+            return None
+        hint = "; choose another OUTPUT_DIR, or TRAIN.AUTO_RESUME False to start again"
+        checkpoint = read_checkpoint(path, check=False)  # the main process has checked
+        if "rng_states" not in checkpoint:
+            raise CheckpointError(
+                f"{path} has the weights of a run but not its state; give it as "
+                f"TRAIN.CHECKPOINT_FILE_PATH{hint}"
+            )
+        require_same_facts(path, {**checkpoint["facts"], **checkpoint["order"]}, self._all, hint)
+        require_same_model(path, model.state_dict(), checkpoint["model_state"], hint)
+        model.load_state_dict(checkpoint["model_state"])
+        optimizer.load_state_dict(checkpoint["optimizer_state"])
+        _logger.info(
+            "resumed from %s (%d epochs, %d updates done)",
+            path,
+            checkpoint["epoch"],
+            checkpoint["update"],
+        )
+        return checkpoint
+
+    @property
+    def _all(self) -> dict[str, Any]:
+        return {**self.facts, **self.order}
+
+    def rng_state_of_process(self, checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+        """This process's random state; None if the checkpoint is of another number of them."""
+        states = checkpoint["rng_states"]
+        if len(states) == world_size():
+            return states[rank()]
+        _logger.warning(
+            "saved by %d processes, resumed by %d: videos, masks and learning rates are those of "
+            "an unbroken run, dropout and rounding are not",
+            len(states),
+            world_size(),
+        )
+        return None
+
+    def _newest_whole(self) -> Path | None:
+        for left_over in self.folder.glob(".checkpoint_epoch_*.tmp"):
+            left_over.unlink(missing_ok=True)  # by a run that was killed while it saved
+        found = checkpoints_in(self.folder)
+        for path in found:
+            try:
+                require_whole(path)
+            except DamagedCheckpointError as error:
+                _logger.warning("%s; the one before it is tried", error)
+            else:
+                return path
+        if found:
+            raise CheckpointError(
+                f"none of the {len(found)} checkpoints in {self.folder} is whole; remove them, or "
+                "TRAIN.AUTO_RESUME False to start again"
+            )
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's, which torch's writer hides behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return getattr(cause, "strerror", None) or str(cause or error).splitlines()[0]
+
+
+def _force_to_disk(folder: Path) -> None:
+    """The new name of a file is on disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""One model in several processes, each with its part of every micro-batch."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vimpac_ext.engine.distributed import rank, world_size
+
+Masker = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+class Replica:
+    """The training step of a task; with several processes, backward averages the gradients.
+
+    Args:
+        task: its parameters are on their device, and no longer change their number or shape.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self._step: nn.Module = _Step(task)
+        self._parallel: DistributedDataParallel | None = None
+        if world_size() > 1:
+            # Parameters that a step does not use (such as the last layer's CLS path without a
+            # loss on it) are common here. Searching for them also keeps the buckets in one order,
+            # which a resumed run needs in order to add up gradients in the order of an unbroken
+            # one.
+            self._parallel = DistributedDataParallel(
+                self._step, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
+            self._step = self._parallel
+
+    def __call__(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        """Losses of this process's part of a micro-batch."""
+        return self._step(batch, generator)
+
+    def exchange(self, wanted: bool) -> AbstractContextManager:
+        """Around forward and backward: whether this backward averages gradients.
+
+        Those of steps inside ``exchange(False)`` are averaged by the next one that does.
+        """
+        if wanted or self._parallel is None:
+            return nullcontext()
+        return self._parallel.no_sync()
+
+
+class _Step(nn.Module):
+    """`DistributedDataParallel` wants a module whose forward does the step."""
+
+    def __init__(self, task: Any) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
+        return self.task.training_step(batch, generator)
+
+
+class GlobalMasker:
+    """Draws the masks of all processes' clips and keeps those of this one.
+
+    So a clip's mask does not depend on the number of processes.
+
+    Args:
+        masker: draws.
+        clips_per_video: the clips come as [clip 1 of all videos; clip 2 of all videos; ...].
+    """
+
+    def __init__(self, masker: Masker, clips_per_video: int) -> None:
+        self.masker = masker
+        self.clips_per_video = clips_per_video
+        if hasattr(masker, "blocks"):
+            self.blocks = partial(self._draw, masker.blocks)
+
+    def __call__(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Masks of these clips, bool (B, T, H, W), from all processes' (B * processes)."""
+        return self._draw(self.masker, tokens, generator)
+
+    def _draw(self, masker: Masker, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
+        own = tokens.unflatten(0, (self.clips_per_video, 1, -1))  # (clips, 1, videos, T, H, W)
+        # The others' clips are not known here; copies of our own take their places.
+        everywhere = own.expand(-1, world_size(), *own.shape[2:])
+        masks = masker(everywhere.flatten(0, 2), generator)
+        return masks.unflatten(0, everywhere.shape[:3])[:, rank()].flatten(0, 1)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Gives all processes the main one's buffers, such as running means.
+
+    Between training steps they may differ; the next step would share them anyway.
+    """
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
