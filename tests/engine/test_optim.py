@@ -260,11 +260,10 @@ def test_five_updates_of_the_authors_are_reproduced(five_steps, tmp_path):
         BETAS=config["betas"], EPS=config["eps"], WEIGHT_DECAY=config["weight_decay"],
     )  # fmt: skip
     optimizer = build_optimizer(task, cfg)
-    warmup_ratio = config["warmup_steps"] / config["total_steps"]
     num_steps = len([k for k in five_steps.files if k.endswith("/pair")])
     for step in range(num_steps):
         found = group(five_steps, f"step{step}")
-        lr = learning_rate(step, config["total_steps"], cfg.BASE_LR, warmup_ratio)
+        lr = learning_rate(step, config["total_steps"], cfg.BASE_LR, config["warmup_steps"])
         assert lr == pytest.approx(found["lr"].item(), abs=1e-12)
         for parameters in optimizer.param_groups:
             parameters["lr"] = lr
