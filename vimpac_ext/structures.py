@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
 from torch import Tensor
+from typing_extensions import NotRequired
 
 IGNORED_LABEL = -100  # target of a position that no loss may look at
 UNLABELLED = -1  # label of a video without a class
@@ -69,11 +70,13 @@ class ClipSample(TypedDict):
             V*S at test time. Pixel data sets give float (C, 3, T, H, W) instead.
         label: class index or `UNLABELLED`.
         video_index: position of the video in the data set's records.
+        error: why the video could not be decoded, "" if it could; only where that is asked for.
     """
 
     clips: Tensor
     label: int
     video_index: int
+    error: NotRequired[str]
 
 
 class Outputs(TypedDict, total=False):

@@ -1,11 +1,18 @@
 """Batches: one stream over all epochs that can start at any update."""
 
+import logging
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from vimpac_ext.data.decode import VideoDecodeError
+from vimpac_ext.structures import ClipSample
+
+_logger = logging.getLogger(__name__)
 
 
 class UpdateSampler(Sampler[list[tuple[int, int]]]):
@@ -93,10 +100,14 @@ class UpdateSampler(Sampler[list[tuple[int, int]]]):
 def train_loader(
     dataset: Dataset, sampler: UpdateSampler, num_workers: int, pin_memory: bool
 ) -> DataLoader:
-    """Loader of micro-batches in the sampler's order; batches do not depend on ``num_workers``."""
+    """Loader of micro-batches in the sampler's order; batches do not depend on ``num_workers``.
+
+    Items that are marked as bad ("error") are left out of their batch, each with a warning.
+    """
     return DataLoader(
         dataset,
         batch_sampler=sampler,
+        collate_fn=_collate_decoded,
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         # A loader draws its workers' seed when it starts. From the global generator, that would
@@ -118,6 +129,22 @@ def evaluation_loader(
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_the_main_process,
     )
+
+
+def _collate_decoded(samples: list[ClipSample]) -> dict[str, Any]:
+    """A batch of the items that could be decoded.
+
+    Raises:
+        VideoDecodeError: none of them could.
+    """
+    errors = [sample.pop("error", "") for sample in samples]
+    for error in filter(None, errors):
+        _logger.warning("left out of its batch: %s", error)
+    decoded = [sample for sample, error in zip(samples, errors, strict=True) if not error]
+    if not decoded:
+        raise VideoDecodeError(f"no video of a batch can be decoded; the first: {errors[0]}")
+    batch: dict[str, Any] = default_collate(decoded)
+    return batch
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -36,6 +36,7 @@ class FrameClips(Dataset[ClipSample]):
         max_distance_seconds: float | None = None,
         single_frame: bool = False,
         padding: str = "last",
+        mark_bad: bool = False,
         seed: int = 0,
     ) -> None:
         """Check the options; no video is opened yet.
@@ -53,6 +54,8 @@ class FrameClips(Dataset[ClipSample]):
             single_frame: repeat one frame of each clip (a control experiment).
             padding: what follows the end of a short video: "last", its last frame again, or
                 "nan", frames of NaN, which `OnlineTokenizer` turns into padding tokens.
+            mark_bad: give an item for a video that cannot be decoded, too: clips of NaN, and
+                "error", the reason (empty for the others). False = raise.
             seed: of all random choices.
 
         Raises:
@@ -80,6 +83,7 @@ class FrameClips(Dataset[ClipSample]):
         self.views = tuple(views)
         self.fps = fps
         self.padding = padding
+        self.mark_bad = mark_bad
         self.seed = seed
 
     def __len__(self) -> int:
@@ -95,6 +99,22 @@ class FrameClips(Dataset[ClipSample]):
             VideoDecodeError: the video is missing or broken; names the file.
         """
         epoch, index = epoch_and_index(key, len(self))
+        label = self.records[index].label
+        try:
+            clips = self._decode(epoch, index)
+        except VideoDecodeError as error:
+            if not self.mark_bad:
+                raise
+            side = self.views[0].size
+            shape = (self.sampler.num_clips, 3, self.sampler.num_frames, side, side)
+            clips = torch.full(shape, torch.nan)
+            return {"clips": clips, "label": label, "video_index": index, "error": str(error)}
+        sample: ClipSample = {"clips": clips, "label": label, "video_index": index}
+        if self.mark_bad:
+            sample["error"] = ""
+        return sample
+
+    def _decode(self, epoch: int, index: int) -> torch.Tensor:
         generator = item_generator(self.seed, epoch, index)
         record = self.records[index]
         with VideoReader(record.path, start=record.start, end=record.end) as reader:
@@ -105,7 +125,7 @@ class FrameClips(Dataset[ClipSample]):
             self._clip(decoded[np.searchsorted(wanted, frames)], self.views[view])
             for view, frames in chosen
         ]
-        return {"clips": torch.stack(clips), "label": record.label, "video_index": index}
+        return torch.stack(clips)
 
     def _clip(self, frames: np.ndarray, view: SpatialView) -> torch.Tensor:
         missing = self.sampler.num_frames - len(frames)

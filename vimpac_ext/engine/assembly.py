@@ -245,7 +245,14 @@ def _build_clips(
     views = views_of(cfg, phase)
     if kind == "pixels":
         padding = "nan" if data.TOKENS == "online" else "last"
-        return FrameClips(records, views=views, fps=data.TARGET_FPS, padding=padding, **common)
+        return FrameClips(
+            records,
+            views=views,
+            fps=data.TARGET_FPS,
+            padding=padding,
+            mark_bad=data.ON_BAD_VIDEO != "error",
+            **common,
+        )
     return TokenClips(
         open_store(cfg, phase),
         records,

@@ -1,6 +1,8 @@
 """The multi-view test: views -> probabilities -> one prediction a video -> report."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from vimpac_ext.data import made_by_authors
+from vimpac_ext.data.bad_videos import BadVideo, write_bad_videos
 from vimpac_ext.data.loaders import evaluation_loader
-from vimpac_ext.engine.assembly import build_dataset, build_test_clips
-from vimpac_ext.engine.distributed import from_main, is_main, rank, sum_, world_size
+from vimpac_ext.engine.assembly import build_dataset, build_test_clips, data_facts
+from vimpac_ext.engine.distributed import (
+    from_main,
+    gather,
+    is_main,
+    rank,
+    sum_,
+    world_size,
+)
 from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
 from vimpac_ext.structures import VideoRecord
+
+_logger = logging.getLogger(__name__)
 
 
 class Tester:
@@ -38,11 +50,12 @@ class Tester:
         require_labels(self.records, self.dataset.class_names, cfg.MODEL.NUM_CLASSES)
         self.clips = build_test_clips(cfg, self.dataset.records)
         self.num_views = cfg.TEST.NUM_ENSEMBLE_VIEWS * cfg.TEST.NUM_SPATIAL_CROPS
+        self.bad_videos: dict[int, BadVideo] = {}
 
     @property
     def facts(self) -> dict[str, str]:
         """What a checkpoint must have in common with the test data."""
-        return {"tokenizer_fingerprint": self.clips.store.meta.tokenizer_fingerprint}
+        return data_facts(self.cfg, self.clips)
 
     def run(self, task: Any) -> MultiViewResult:
         """Scores every view of every video with ``task.predict``.
@@ -58,9 +71,13 @@ class Tester:
         )
         task.eval()
         bar = {"unit": "batch", "disable": None if is_main() else True}
+        self.bad_videos = {}
         for batch in tqdm(self._loader(), "test", **bar):
-            probabilities = self._predict(task, batch["clips"])
-            evaluator.process(batch["video_index"].numpy(), probabilities.numpy())
+            decoded = self._leave_out_bad(batch)
+            if len(decoded):
+                probabilities = self._predict(task, batch["clips"][decoded])
+                videos = batch["video_index"][decoded].numpy()
+                evaluator.process(videos, probabilities.numpy())
         evaluator.combine(sum_)
         labels = [record.label for record in self.records]
         return evaluator.result(labels, on_missing=self.cfg.DATA.ON_BAD_VIDEO)
@@ -74,9 +91,21 @@ class Tester:
         result = self.run(task)
         protocol = self.protocol()
         report = None
+        bad_videos = gather(list(self.bad_videos.values()))
         if is_main():
+            write_bad_videos(folder / "bad_videos.jsonl", chain.from_iterable(bad_videos))
             report = write_report(folder, result, self.records, self.dataset.class_names, protocol)
         return from_main(report) or {}
+
+    def _leave_out_bad(self, batch: Mapping[str, Any]) -> Tensor:
+        """Positions of the videos that could be decoded; the others are noted."""
+        errors = batch.get("error") or [""] * len(batch["video_index"])
+        for index, reason in zip(batch["video_index"].tolist(), errors, strict=True):
+            if reason:
+                record = self.records[index]
+                self.bad_videos[index] = BadVideo(record.video_id, record.path, reason)
+                _logger.warning("%s", reason)
+        return torch.tensor([i for i, reason in enumerate(errors) if not reason], dtype=torch.long)
 
     def _loader(self) -> DataLoader:
         videos_per_batch = max(1, self.cfg.TEST.BATCH_SIZE // self.num_views)
@@ -99,6 +128,8 @@ class Tester:
     def protocol(self) -> dict[str, Any]:
         """Everything that decides whether two results may be compared."""
         cfg = self.cfg
+        store = getattr(self.clips, "store", None)  # of tokens; frames have none
+        by_authors = store is not None and made_by_authors(store.meta)
         return {
             "dataset": cfg.TEST.DATASET.NAME or type(self.dataset).__name__,
             "split": (
@@ -116,8 +147,8 @@ class Tester:
             "fps": cfg.DATA.TARGET_FPS,
             "single_frame": cfg.DATA.SINGLE_FRAME,
             "precision": cfg.TEST.PRECISION,
-            "decoder": "ffmpeg" if made_by_authors(self.clips.store.meta) else "pyav",
-            "tokenizer": self.clips.store.meta.tokenizer_fingerprint,
+            "decoder": "ffmpeg" if by_authors else "pyav",
+            "tokenizer": self.facts.get("tokenizer_fingerprint", "none"),
         }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from vimpac_ext.config import ConfigError
 from vimpac_ext.data.loaders import UpdateSampler, train_loader
-from vimpac_ext.engine.assembly import build_dataset, build_task, build_train_clips
+from vimpac_ext.engine.assembly import build_dataset, build_task, build_train_clips, data_facts
 from vimpac_ext.engine.checkpoint import (
     Checkpointer,
     find_checkpoint,
@@ -161,7 +161,9 @@ def _checkpointer(cfg: CfgNode, folder: Path, clips: Any) -> Checkpointer:
         "TRAIN.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE,
         "RNG_SEED": cfg.RNG_SEED,
     }
-    return Checkpointer(folder, cfg.dump(), _facts(clips), cfg.TRAIN.KEEP_CHECKPOINTS, order)
+    return Checkpointer(
+        folder, cfg.dump(), data_facts(cfg, clips), cfg.TRAIN.KEEP_CHECKPOINTS, order
+    )
 
 
 def _start(
@@ -244,7 +246,7 @@ def _evaluate(
     events: EventLog,
     update: int,
 ) -> None:
-    if monitor is not None:
+    if monitor is not None and is_main():  # the others wait for it in the next step
         events.write("knn_epoch", update, monitor.run(task, update))
     if tester is None:
         return
@@ -254,9 +256,3 @@ def _evaluate(
         update,
         {"top1_err": 100 - result.topk_accuracy(1), "top5_err": 100 - result.topk_accuracy(5)},
     )
-
-
-def _facts(clips: Any) -> dict[str, str]:
-    """What a checkpoint must remember of its data: weights mean nothing for other tokens."""
-    store = getattr(clips, "store", None)
-    return {"tokenizer_fingerprint": store.meta.tokenizer_fingerprint} if store else {}
