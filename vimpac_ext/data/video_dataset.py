@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from vimpac_ext.data.bad_videos import BadVideo
 from vimpac_ext.data.clip_sampler import ClipSampler, epoch_and_index, item_generator
-from vimpac_ext.data.decode import VideoDecodeError, VideoReader
+from vimpac_ext.data.decode import VideoDecodeError, open_record
 from vimpac_ext.data.spatial_views import SpatialView
 from vimpac_ext.structures import ClipSample, VideoRecord
 
@@ -89,7 +89,7 @@ class FrameClips(Dataset[ClipSample]):
         epoch, index = epoch_and_index(key, len(self))
         generator = item_generator(self.seed, epoch, index)
         record = self.records[index]
-        with VideoReader(record.path, start=record.start, end=record.end) as reader:
+        with open_record(record) as reader:
             chosen = self.sampler.clips(reader.num_frames_at(self.fps), generator)
             wanted = np.unique(np.concatenate([frames for _, frames in chosen]))
             decoded = reader.frames_at(self.fps, wanted.tolist())
@@ -110,7 +110,7 @@ def find_bad_videos(records: Sequence[VideoRecord], fps: float) -> list[BadVideo
     bad = []
     for record in records:
         try:
-            with VideoReader(record.path, start=record.start, end=record.end) as reader:
+            with open_record(record) as reader:
                 for _ in reader.iter_frames(fps):
                     pass
         except VideoDecodeError as error:

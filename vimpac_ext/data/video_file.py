@@ -1,0 +1,64 @@
+"""Opening video files, and errors that name the file and the time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+
+class VideoDecodeError(RuntimeError):
+    """A video file is missing, damaged or not a video; the message names it and the reason."""
+
+
+def decode_error(path: Path, reason: str, seconds: float | None = None) -> VideoDecodeError:
+    """Builds the error.
+
+    Args:
+        path: file that could not be read.
+        reason: what is wrong, without the name of the file.
+        seconds: time of the damage, counted from the first frame.
+    """
+    # One argument only: data loader workers and pickle rebuild an exception from its message.
+    when = "" if seconds is None else f" at {max(seconds, 0.0):.2f} s"
+    return VideoDecodeError(f"cannot decode {path}{when}: {reason}")
+
+
+@contextmanager
+def named_errors(path: Path, seconds: Callable[[], float] | None = None) -> Iterator[None]:
+    """Turns libav's errors into `VideoDecodeError`, with the time that ``seconds`` tells."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        when = None if seconds is None else seconds()
+        raise decode_error(path, error.strerror or str(error), when) from error
+
+
+def open_video(path: Path) -> InputContainer:
+    """Opens a file for reading.
+
+    Raises:
+        VideoDecodeError: if it is missing, empty or not a video.
+    """
+    if not path.exists():
+        raise decode_error(path, "the file does not exist")
+    if not path.is_file():
+        raise decode_error(path, "it is not a file")
+    if path.stat().st_size == 0:
+        raise decode_error(path, "the file is empty")
+    with named_errors(path):
+        return av.open(str(path))
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """First video stream that is not a cover picture.
+
+    Raises:
+        VideoDecodeError: if there is none.
+    """
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise decode_error(path, "the file has no video stream")
