@@ -25,7 +25,7 @@ UNEVEN = tuple(np.random.default_rng(0).integers(10, 130, 100).cumsum().tolist()
 MILLISECOND = Fraction(1, 1000)
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 QUIET = {"x265-params": "log-level=none"}
-FAST = {"deadline": "realtime", "cpu-used": "8"}
+FAST = {"deadline": "realtime", "cpu-used": "-8"}  # negative: whatever the load
 
 MADE_VIDEOS = [
     MadeVideo("b_frames.mp4", num_b_frames=3),

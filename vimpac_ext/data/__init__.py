@@ -10,7 +10,8 @@ from vimpac_ext.data.annotations import (
     SomethingSomethingV2,
     VideoFolder,
 )
-from vimpac_ext.data.decode import VideoReader
+from vimpac_ext.data.decode import VideoReader, open_record
+from vimpac_ext.data.frame_folder import FrameFolder
 from vimpac_ext.data.spatial_views import SpatialView, spatial_views
 from vimpac_ext.data.store_format import StoreMeta
 from vimpac_ext.data.token_dataset import TokenClips
@@ -23,6 +24,7 @@ __all__ = [
     "UCF101",
     "Diving48",
     "FrameClips",
+    "FrameFolder",
     "HowTo100M",
     "Kinetics400",
     "PathLabelList",
@@ -34,5 +36,6 @@ __all__ = [
     "TokenStoreWriter",
     "VideoFolder",
     "VideoReader",
+    "open_record",
     "spatial_views",
 ]

@@ -14,7 +14,13 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vimpac_ext.data.video_file import decode_error, named_errors, open_video, video_stream
+from vimpac_ext.data.video_file import (
+    decode_error,
+    named_errors,
+    open_video,
+    packets_of,
+    video_stream,
+)
 from vimpac_ext.data.video_timeline import FrameClock, KeyFrame, Timeline
 
 logger = logging.getLogger(__name__)
@@ -200,7 +206,7 @@ class ExactDecoder:
         self, container: InputContainer, key: KeyFrame | None
     ) -> "Iterator[av.Packet[VideoStream]]":
         stream = video_stream(container, self._path)
-        packets = container.demux(stream)
+        packets = packets_of(container, stream)
         if key is None:
             return packets
         try:

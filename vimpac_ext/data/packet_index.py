@@ -17,7 +17,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vimpac_ext.data.video_file import named_errors, open_video, video_stream
+from vimpac_ext.data.video_file import named_errors, open_video, packets_of, video_stream
 
 _NUM_CHECKED = 16  # packets at the beginning
 
@@ -48,11 +48,11 @@ def read_packets(container: InputContainer, path: Path) -> list[PacketFacts]:
     with named_errors(path):
         predicted = _predict(container, stream, path)
         if predicted is None:
-            return list(_facts(container.demux(stream)))
+            return list(_facts(packets_of(container, stream)))
         if _is_confirmed(predicted, container, stream):
             return predicted
         with open_video(path) as fresh:
-            return list(_facts(fresh.demux(video_stream(fresh, path))))
+            return list(_facts(packets_of(fresh, video_stream(fresh, path))))
 
 
 def _facts(packets: "Iterable[av.Packet[Any]]") -> Iterator[PacketFacts]:
@@ -104,13 +104,13 @@ def _is_confirmed(
 
     The duration of the frame that is shown last is the only one that is used.
     """
-    head = list(islice(_facts(container.demux(stream)), _NUM_CHECKED))
+    head = list(islice(_facts(packets_of(container, stream)), _NUM_CHECKED))
     last_key = max((rank for rank, packet in enumerate(predicted) if packet.is_key), default=0)
     if last_key > len(head):
         container.seek(predicted[last_key].dts or 0, stream=stream)
-        tail = list(_facts(container.demux(stream)))
+        tail = list(_facts(packets_of(container, stream)))
     else:
-        tail = list(_facts(container.demux(stream)))
+        tail = list(_facts(packets_of(container, stream)))
         head, tail = [], head + tail
     for begin, found in ((0, head), (len(predicted) - len(tail), tail)):
         expected = predicted[begin : begin + len(found)] if begin >= 0 else []

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vimpac_ext.data.bad_videos import BadVideo
 from vimpac_ext.data.clip_sampler import ClipSampler, epoch_and_index, item_generator
-from vimpac_ext.data.decode import VideoDecodeError, open_record
+from vimpac_ext.data.decode import open_record
 from vimpac_ext.data.spatial_views import SpatialView
 from vimpac_ext.structures import ClipSample, VideoRecord
 
@@ -18,7 +17,8 @@ class FrameClips(Dataset[ClipSample]):
 
     An item depends only on the seed, the epoch and its index, so batches are the same for any
     number of workers. Videos shorter than a clip are filled up with their last frame. A video that
-    cannot be decoded raises; to train without such videos, leave out what `find_bad_videos` lists.
+    cannot be decoded raises; to train without such videos, leave out what
+    `vimpac_ext.data.video_check.check_videos` lists.
     """
 
     def __init__(
@@ -103,16 +103,3 @@ class FrameClips(Dataset[ClipSample]):
         missing = self.sampler.num_frames - len(frames)
         pixels = np.pad(view(frames), ((0, missing), (0, 0), (0, 0), (0, 0)), mode="edge")
         return torch.from_numpy(pixels).permute(3, 0, 1, 2).float() / 255  # (3, T, H, W)
-
-
-def find_bad_videos(records: Sequence[VideoRecord], fps: float) -> list[BadVideo]:
-    """Decode every video from start to end and list those that cannot be."""
-    bad = []
-    for record in records:
-        try:
-            with open_record(record) as reader:
-                for _ in reader.iter_frames(fps):
-                    pass
-        except VideoDecodeError as error:
-            bad.append(BadVideo(record.video_id, record.path, str(error)))
-    return bad

@@ -49,16 +49,30 @@ def open_video(path: Path) -> InputContainer:
     if path.stat().st_size == 0:
         raise decode_error(path, "the file is empty")
     with named_errors(path):
-        return av.open(str(path))
+        return av.open(str(path), metadata_errors="replace")  # titles in Latin-1 are common
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
     """First video stream that is not a cover picture.
 
     Raises:
-        VideoDecodeError: if there is none.
+        VideoDecodeError: if there is none, or libav has no decoder for it.
     """
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise decode_error(path, "there is no decoder for the video stream")
             return stream
     raise decode_error(path, "the file has no video stream")
+
+
+def packets_of(
+    container: InputContainer, stream: VideoStream
+) -> "Iterator[av.Packet[VideoStream]]":
+    """The stream's packets from where the container stands, then an empty one for the decoder."""
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        # Raised after the last packet if other streams have appeared while reading: PyAV looks
+        # for them in a list that it made when it opened the file.
+        return

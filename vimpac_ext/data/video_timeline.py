@@ -22,6 +22,7 @@ from vimpac_ext.data.packet_index import PacketFacts, read_packets
 from vimpac_ext.data.video_file import decode_error, video_stream
 
 SEEKABLE_FORMATS = ("mov", "matroska", "avi")  # demuxers with an index of the key frames
+LONGEST_FRAME_SECONDS = 3600.0  # longer ones come from damaged times
 
 
 class KeyFrame(NamedTuple):
@@ -121,6 +122,7 @@ def scan_timeline(container: InputContainer, path: Path) -> Timeline:
         good = packets[: max(num_good, 1)]
         ends = [p.pts + p.duration for p in good if p.pts is not None]
         raise decode_error(path, reason, timeline.seconds(max(ends)) if ends else None)
+    _check_gaps(timeline, shown, path)
     return timeline
 
 
@@ -193,6 +195,22 @@ def _sorted_times(container: InputContainer, shown: list[PacketFacts]) -> np.nda
         if len(times) == len(shown):
             return np.sort(times)
     return None
+
+
+def _check_gaps(timeline: Timeline, shown: list[PacketFacts], path: Path) -> None:
+    """Refuses a time that jumps ahead: the frame before it would fill hours of a short video.
+
+    Raises:
+        VideoDecodeError: naming where.
+    """
+    times = timeline.frame_times
+    if times is None:
+        times = np.sort([_display_time(packet) for packet in shown])
+    seconds = np.diff(times, append=timeline.end) * float(timeline.tick)
+    longest = int(seconds.argmax())
+    if seconds[longest] > LONGEST_FRAME_SECONDS:
+        reason = f"a frame is to be shown for {seconds[longest] / 3600:.1f} hours"
+        raise decode_error(path, reason, timeline.seconds(int(times[longest])))
 
 
 def _find_damage(

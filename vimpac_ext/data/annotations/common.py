@@ -18,7 +18,7 @@ VIDEO_EXTENSIONS = frozenset({
 
 
 def missing_videos(records: Iterable[VideoRecord]) -> list[VideoRecord]:
-    """Find the videos whose file is not there (or is not a file).
+    """Find the videos whose file, or folder of images, is not there.
 
     The data sets do not do this themselves: on a network disk it takes minutes for a million
     files.
@@ -26,7 +26,19 @@ def missing_videos(records: Iterable[VideoRecord]) -> list[VideoRecord]:
     Returns:
         The records without a file, in order.
     """
-    return [record for record in records if not Path(record.path).is_file()]
+    return [record for record in records if not _is_there(record)]
+
+
+def _is_there(record: VideoRecord) -> bool:
+    path = Path(record.path)
+    return path.is_file() or (record.frame_rate is not None and path.is_dir())
+
+
+def id_of_path(path: str | Path) -> str:
+    """Returns the path without the extension of a video: the id of a video that has no other."""
+    path = Path(path)
+    is_video = path.suffix.lower() in VIDEO_EXTENSIONS
+    return (path.with_suffix("") if is_video else path).as_posix()
 
 
 def find_folder(path: Path, advice: str) -> Path:
@@ -85,9 +97,12 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 file (with or without a byte order mark).
 
     Raises:
-        ValueError: if the file is not UTF-8; names the file and the line.
+        ValueError: if the file is not UTF-8 text; names the file and the line.
     """
     content = path.read_bytes()
+    if (position := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, position) + 1
+        raise ValueError(f"{path}, line {line}: a zero byte, so this is not UTF-8 text")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -138,6 +153,37 @@ def read_json_entries(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
                     f"{path}, entry {number}: key {key!r} is missing; it has: {', '.join(entry)}"
                 )
     return entries
+
+
+def read_json_records(
+    path: Path, id_key: str, label_key: str, label_of: Callable[[Any], int], video_pattern: str
+) -> list[VideoRecord]:
+    """Read a JSON list of objects with an id and a label, one for each video.
+
+    Args:
+        path: file to read.
+        id_key: key of the id, a text or a number.
+        label_key: key of the label.
+        label_of: turns its value into a class index; a `ValueError` says what is wrong with it.
+        video_pattern: path of a video with "{}" for its id.
+
+    Raises:
+        ValueError: naming the file, the entry and what is wrong with it.
+    """
+    records = []
+    for number, entry in enumerate(read_json_entries(path, (id_key, label_key)), start=1):
+        video_id = entry[id_key]
+        if type(video_id) not in (str, int) or video_id == "":
+            raise ValueError(f"{path}, entry {number}: {id_key!r} is {video_id!r}, not a name")
+        try:
+            label = label_of(entry[label_key])
+        except ValueError as error:
+            raise ValueError(f"{path}, entry {number} (video {video_id!r}): {error}") from error
+        records.append(
+            VideoRecord(video_pattern.replace("{}", str(video_id)), str(video_id), label)
+        )
+    check_records(records, path, lambda index: f"entry {index + 1}")
+    return records
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
