@@ -320,7 +320,7 @@ def test_what_is_not_a_video_is_reported(tmp_path):
     for name, reason in {
         "missing": "does not exist",
         "empty": "is empty",
-        "folder": "not a file",
+        "folder": "it is a folder",
         "text": "Invalid data",
         "sound": "no video stream",
     }.items():

@@ -107,7 +107,7 @@ def _is_confirmed(
     head = list(islice(_facts(packets_of(container, stream)), _NUM_CHECKED))
     last_key = max((rank for rank, packet in enumerate(predicted) if packet.is_key), default=0)
     if last_key > len(head):
-        container.seek(predicted[last_key].dts or 0, stream=stream)
+        container.seek(predicted[last_key].pts or 0, stream=stream)
         tail = list(_facts(packets_of(container, stream)))
     else:
         tail = list(_facts(packets_of(container, stream)))

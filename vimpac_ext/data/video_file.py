@@ -43,7 +43,10 @@ def open_video(path: Path) -> InputContainer:
         VideoDecodeError: if it is missing, empty or not a video.
     """
     if not path.exists():
-        raise decode_error(path, "the file does not exist")
+        is_link = " (it is a link that leads nowhere)" if path.is_symlink() else ""
+        raise decode_error(path, f"the file does not exist{is_link}")
+    if path.is_dir():
+        raise decode_error(path, "it is a folder; give the data set's frame_rate if of images")
     if not path.is_file():
         raise decode_error(path, "it is not a file")
     if path.stat().st_size == 0:
