@@ -59,6 +59,17 @@ class VideoReader(FrameReader):
         self._decoder = ExactDecoder(self._path, self._timeline, num_threads)
         self._set_length((self._timeline.end - self._timeline.start) * self._timeline.tick, end)
 
+    def decode_all(self) -> int:
+        """Decodes every frame of the segment and converts none; returns their number."""
+        number, first = 0, (0, 0)
+        end = self._timeline.ticks(self._end)
+        for timed in self._decoder.between(self._timeline.ticks(self._start), end):
+            shape = timed.frame.height, timed.frame.width
+            first = first if number else shape
+            self._check_shape(shape, first, self._timeline.seconds(timed.time))
+            number += 1
+        return number
+
     def frames_between(self, start: float, end: float) -> np.ndarray:
         """All frames of the file that are shown at ``start`` <= time < ``end``."""
         first = self._timeline.ticks(self._start + max(fraction(start), Fraction(0)))

@@ -48,6 +48,12 @@ class FrameFolder(FrameReader):
         self._images = _find_images(self._path)
         self._set_length(len(self._images) / self._rate, end)
 
+    def decode_all(self) -> int:
+        """Decodes every image of the segment; returns their number."""
+        return sum(
+            1 for _ in self._read(range(self._rank_at(self._start), self._rank_at(self._end)))
+        )
+
     def frames_between(self, start: float, end: float) -> np.ndarray:
         """All images that are shown at ``start`` <= time < ``end``."""
         first = self._start + max(fraction(start), Fraction(0))

@@ -104,7 +104,7 @@ class FrameReader(ABC):
     def iter_frames(self, fps: float) -> Iterator[np.ndarray]:
         """All `num_frames_at` frames at ``fps`` in order, holding one at a time.
 
-        Every frame of the segment is decoded, so damage between the chosen ones is noticed too.
+        The frames between them are decoded too, so that damage there is noticed.
 
         Yields:
             uint8 (H, W, 3) RGB.
@@ -113,6 +113,17 @@ class FrameReader(ABC):
             VideoDecodeError: at the first frame that cannot be decoded.
         """
         return self._shown_before(self._limits(fps, range(self.num_frames_at(fps))), False)
+
+    @abstractmethod
+    def decode_all(self) -> int:
+        """Decodes every frame of the segment, to see whether that is possible.
+
+        Returns:
+            Their number.
+
+        Raises:
+            VideoDecodeError: at the first frame that cannot be decoded or has another size.
+        """
 
     @abstractmethod
     def frames_between(self, start: float, end: float) -> np.ndarray:
@@ -150,11 +161,16 @@ class FrameReader(ABC):
         """
         shape: tuple[int, ...] | None = None
         for seconds, image in timed:
-            if image.shape != (shape or image.shape):
-                reason = f"the frame size changes from {shape} to {image.shape}"
-                raise decode_error(self._path, reason, seconds)
-            shape = image.shape
+            shape = shape or image.shape
+            self._check_shape(image.shape, shape, seconds)
             yield image
+
+    def _check_shape(self, shape: tuple[int, ...], first: tuple[int, ...], seconds: float) -> None:
+        if shape[:2] != first[:2]:
+            reason = "the frame size changes from {1}x{0} to {3}x{2} px".format(
+                *first[:2], *shape[:2]
+            )
+            raise decode_error(self._path, reason, seconds)
 
 
 def fraction(seconds: float) -> Fraction:
