@@ -1,6 +1,5 @@
 """A folder of images as a video."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -93,8 +92,7 @@ def is_frame_folder(folder: str | Path) -> bool:
 
 
 def _visible_files(folder: str | Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        yield from (Path(e.path) for e in entries if not e.name.startswith(".") and e.is_file())
+    return (path for path in Path(folder).iterdir() if not path.name.startswith("."))
 
 
 def _find_images(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Opening video files, and errors that name the file and the time."""
 
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,14 +43,18 @@ def open_video(path: Path) -> InputContainer:
     Raises:
         VideoDecodeError: if it is missing, empty or not a video.
     """
-    if not path.exists():
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
         is_link = " (it is a link that leads nowhere)" if path.is_symlink() else ""
-        raise decode_error(path, f"the file does not exist{is_link}")
-    if path.is_dir():
+        raise decode_error(path, f"the file does not exist{is_link}") from error
+    except OSError as error:
+        raise decode_error(path, f"it cannot be opened: {error.strerror}") from error
+    if stat.S_ISDIR(status.st_mode):
         raise decode_error(path, "it is a folder; give the data set's frame_rate if of images")
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):
         raise decode_error(path, "it is not a file")
-    if path.stat().st_size == 0:
+    if status.st_size == 0:
         raise decode_error(path, "the file is empty")
     with named_errors(path):
         return av.open(str(path), metadata_errors="replace")  # titles in Latin-1 are common

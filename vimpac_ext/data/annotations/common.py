@@ -3,6 +3,7 @@
 import csv
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
 def check_records(
     records: Sequence[VideoRecord], source: str | Path, place: Callable[[int], str]
 ) -> None:
-    """Refuse an empty list and two videos with the same id.
+    """Refuse an empty list, two videos with the same id, and ids that are not UTF-8.
 
     Args:
         records: what was read.
@@ -234,12 +235,23 @@ def check_records(
         raise ValueError(f"{source}: no videos found")
     first_index: dict[str, int] = {}
     for index, record in enumerate(records):
+        if not _is_utf8(record.video_id):
+            name = os.fsencode(record.video_id)
+            raise ValueError(f"{source}: {name!r} is not UTF-8 text; rename the file")
         first = first_index.setdefault(record.video_id, index)
         if first != index:
             raise ValueError(
                 f"{source}: video id {record.video_id!r} is there twice: "
                 f"{place(first)} and {place(index)}"
             )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_type(value: object) -> str:

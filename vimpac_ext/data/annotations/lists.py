@@ -201,7 +201,8 @@ def _video_names(
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            # A link in a circle makes `DirEntry.is_dir` raise; `Path.is_dir` says no.
+            if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
                 if with_images and is_frame_folder(entry.path):
                     yield below + entry.name
                     continue
