@@ -122,6 +122,10 @@ def test_lists_and_folders_of_folders(tmp_path):
     by_path = {record.path: record.label for record in listed.records}
     assert by_path == {record.path: record.label for record in found.records}
     assert missing_videos(found.records) == []
+    (tmp_path / "train/jump/y.mp4").touch()
+    (tmp_path / "train/jump/y.jpg").touch()  # a thumbnail makes no folder of images
+    found_too = VideoFolder(str(tmp_path), "train", labelled=True, frame_rate=2)
+    assert [record.video_id for record in found_too.records][:2] == ["jump/x", "jump/y"]
     slower = VideoFolder(str(tmp_path), "train", labelled=True, frame_rate=1)
     assert slower.fingerprint != found.fingerprint
     with pytest.raises(ValueError, match="frame_rate must be positive"):

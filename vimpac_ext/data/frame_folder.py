@@ -86,15 +86,6 @@ class FrameFolder(FrameReader):
             yield image
 
 
-def is_frame_folder(folder: str | Path) -> bool:
-    """Whether there are images right in the folder."""
-    return any(path.suffix.lower() in IMAGE_EXTENSIONS for path in _visible_files(folder))
-
-
-def _visible_files(folder: str | Path) -> Iterator[Path]:
-    return (path for path in Path(folder).iterdir() if not path.name.startswith("."))
-
-
 def _find_images(folder: Path) -> list[Path]:
     """The images in the order of their numbers.
 
@@ -103,7 +94,8 @@ def _find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise decode_error(folder, "the folder of images does not exist")
-    images = [path for path in _visible_files(folder) if path.suffix.lower() in IMAGE_EXTENSIONS]
+    visible = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    images = [path for path in visible if path.suffix.lower() in IMAGE_EXTENSIONS]
     if not images:
         kinds = ", ".join(sorted(IMAGE_EXTENSIONS))
         raise decode_error(folder, f"there are no images in the folder ({kinds})")

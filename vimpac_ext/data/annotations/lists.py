@@ -12,7 +12,7 @@ from vimpac_ext.data.annotations.common import (
     id_of_path,
     read_lines,
 )
-from vimpac_ext.data.frame_folder import is_frame_folder
+from vimpac_ext.data.frame_folder import IMAGE_EXTENSIONS
 from vimpac_ext.files import sha256_of
 from vimpac_ext.registries import DATASETS
 from vimpac_ext.structures import UNLABELLED, VideoRecord
@@ -107,7 +107,8 @@ class VideoFolder:
         split: folder below the root, such as "train"; "" is the root itself.
         labelled: whether the folders right below are the classes. If the root has a folder
             "train", its classes number those of every split.
-        frame_rate: if given, folders that hold images are videos too, with so many images a second.
+        frame_rate: if given, folders that hold images and no videos are videos too, with so many
+            images a second.
 
     Raises:
         FileNotFoundError: if the folder is missing.
@@ -189,6 +190,13 @@ def _folder_names(folder: Path) -> list[str]:
     )
 
 
+def _is_frame_folder(folder: Path) -> bool:
+    """Whether there are images right in the folder and no videos (whose thumbnails they may be)."""
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    kinds = {Path(name).suffix.lower() for name in names}
+    return not kinds.isdisjoint(IMAGE_EXTENSIONS) and kinds.isdisjoint(VIDEO_EXTENSIONS)
+
+
 def _video_names(
     folder: str, with_images: bool, below: str = "", parents: frozenset[str] = frozenset()
 ) -> Iterator[str]:
@@ -203,7 +211,7 @@ def _video_names(
                 continue
             # A link in a circle makes `DirEntry.is_dir` raise; `Path.is_dir` says no.
             if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
-                if with_images and is_frame_folder(entry.path):
+                if with_images and _is_frame_folder(Path(entry.path)):
                     yield below + entry.name
                     continue
                 inner = f"{below}{entry.name}/"
