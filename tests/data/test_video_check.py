@@ -59,7 +59,7 @@ def lines(file: Path):
 def test_processes_that_hang_or_die_are_replaced():
     items = ["one", "hang", "two", "die", "segfault", "three"]
     begin = time.monotonic()
-    outcomes = {items[o.index]: o for o in run_each(behave, items, num_workers=2, timeout=1.0)}
+    outcomes = {items[o.rank]: o for o in run_each(behave, items, num_workers=2, timeout=1.0)}
     assert time.monotonic() - begin < 60
     assert outcomes.keys() == set(items)
     for item in ("one", "two", "three"):

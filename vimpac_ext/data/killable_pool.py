@@ -15,14 +15,14 @@ class Outcome(NamedTuple):
     """What became of an item: its value, or why there is none.
 
     Attributes:
-        index: position of the item.
+        rank: position of the item.
         value: what the function returned, None if it did not.
         failure: "" if it did, else what happened to its process.
         timed_out: whether the process was killed because the time was over.
         seconds: that the item took.
     """
 
-    index: int
+    rank: int
     value: Any
     failure: str
     timed_out: bool

@@ -88,13 +88,14 @@ def _predict(
     shift = max(-int(offsets.min()), 0)  # libav makes the smallest offset 0
     dts = [entry[0] for entry in entries]
     durations = np.diff(dts, append=dts[-1]).tolist()
-    return [
+    predicted = [
         PacketFacts(time + offset + shift, time, duration, pos, is_key, is_discard, False)
         for (time, pos, size, is_key, is_discard), offset, duration in zip(
             entries, offsets.tolist(), durations, strict=True
         )
         if size
     ]
+    return predicted or None
 
 
 def _is_confirmed(
@@ -128,11 +129,11 @@ def _display_offsets(
     movie = _child(file, (0, num_bytes), b"moov")
     if movie is None or _child(file, movie, b"mvex") is not None:  # goes on in fragments
         return None
-    for kind, *span in _boxes(file, movie):
-        header = _child(file, (span[0], span[1]), b"tkhd") if kind == b"trak" else None
+    for kind, start, end in _boxes(file, movie):
+        header = _child(file, (start, end), b"tkhd") if kind == b"trak" else None
         if header is None or _track_id(file, header[0]) != track:
             continue
-        table: tuple[int, int] | None = (span[0], span[1])
+        table: tuple[int, int] | None = (start, end)
         for name in (b"mdia", b"minf", b"stbl"):
             table = _child(file, table, name) if table else None
         offsets = _child(file, table, b"ctts") if table else None
@@ -160,7 +161,7 @@ def _track_id(file: BinaryIO, position: int) -> int:
 
 def _child(file: BinaryIO, span: tuple[int, int], kind: bytes) -> tuple[int, int] | None:
     """Content of the first box of a kind, as first byte and end."""
-    return next((tuple(rest) for found, *rest in _boxes(file, span) if found == kind), None)
+    return next(((start, end) for found, start, end in _boxes(file, span) if found == kind), None)
 
 
 def _boxes(file: BinaryIO, span: tuple[int, int]) -> Iterator[tuple[bytes, int, int]]:

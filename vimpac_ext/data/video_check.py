@@ -186,7 +186,7 @@ def _check_each(
 ) -> Iterator[tuple[VideoRecord, VideoCheck]]:
     jobs = [(record, quick) for record in records]
     for outcome in run_each(_check_one, jobs, num_workers, timeout):
-        record = records[outcome.index]
+        record = records[outcome.rank]
         check = outcome.value
         if outcome.failure:
             status = "timeout" if outcome.timed_out else "crash"
