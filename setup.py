@@ -22,6 +22,7 @@ setup(
         "lmdb>=1.5",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "pillow>=10",
         "pytorchvideo>=0.1.5",
         "PyYAML>=6.0",
         "safetensors>=0.4",

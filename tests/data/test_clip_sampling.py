@@ -1,5 +1,6 @@
 import io
 import shutil
+from fractions import Fraction
 
 import lmdb
 import numpy as np
@@ -114,6 +115,70 @@ def test_rules():
     assert view_starts(40, 5, 4, 4, "uniform") == [int(23 * i / 4) for i in range(4)]
     for rule in START_RULES:
         assert view_starts(3, 5, 4, 3, rule) == [0, 0, 0]
+
+
+VIEW_CASES = [
+    (num_frames, length, stride, num_views)
+    for num_frames in (3, 20, 97, 300, 1001)
+    for length, stride in ((5, 1), (16, 1), (5, 4), (8, 7))
+    for num_views in (1, 2, 3, 10)
+]
+
+
+def in_frames(num_frames, length, stride, fps=30):
+    """What a sampler that works in seconds is told, so that it may use the same frames."""
+    return Fraction(length * stride, fps), Fraction(num_frames + stride - 1, fps)
+
+
+@pytest.mark.parametrize("case", VIEW_CASES)
+def test_uniform_is_pytorchvideo_0_1_5(case):
+    """Its released ConstantClipsPerVideoSampler, run; it divides the room by the clips."""
+    from vimpac_ext import compat
+
+    compat.install()
+    from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler
+
+    num_frames, length, stride, num_views = case
+    clip, video = in_frames(num_frames, length, stride)
+    sampler = ConstantClipsPerVideoSampler(clip, num_views)
+    clips = [sampler(0.0, video, {}) for _ in range(num_views)]
+    expected = [int(info.clip_start_sec * 30) for info in clips]
+    assert view_starts(num_frames, length, stride, num_views, "uniform") == expected
+
+
+@pytest.mark.parametrize("case", VIEW_CASES)
+def test_vimpac_and_linspace_are_pytorchvideo_main(case):
+    """Its unreleased ConstantClipsPerVideoSampler divides by the clips less one, at least 1."""
+    num_frames, length, stride, num_views = case
+    clip, video = in_frames(num_frames, length, stride)
+    step = max(video - clip, 0) / max(num_views - 1, 1)
+    expected = [int(step * view * 30) for view in range(num_views)]
+    assert view_starts(num_frames, length, stride, num_views, "vimpac") == expected
+    if num_views > 1:
+        assert view_starts(num_frames, length, stride, num_views, "linspace") == expected
+
+
+def test_random_starts_are_those_of_pytorchvideo():
+    """RandomClipSampler draws evenly from the same room."""
+    from vimpac_ext import compat
+
+    compat.install()
+    from pytorchvideo.data.clip_sampling import RandomClipSampler
+
+    sampler = RandomClipSampler(Fraction(5, 30))
+    theirs = {int(sampler(0.0, Fraction(12, 30), {}).clip_start_sec * 30) for _ in range(500)}
+    generator = np.random.default_rng(0)
+    ours = {random_start(12, 5, 1, generator) for _ in range(500)}
+    assert ours == theirs | {7}  # they would need the very end of an interval of real numbers
+
+
+@pytest.mark.parametrize("rule", START_RULES)
+def test_starts_do_not_drift(rule):
+    """Exact for numbers that floats cannot divide."""
+    num_frames, num_views = 10**17 + 61, 7
+    parts = num_views if rule == "uniform" else num_views - 1
+    exact = [Fraction(num_frames - 5, 1) * view / parts for view in range(num_views)]
+    assert view_starts(num_frames, 5, 1, num_views, rule) == [int(start) for start in exact]
 
 
 def test_short_videos_give_short_clips():

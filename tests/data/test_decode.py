@@ -25,7 +25,7 @@ UNEVEN = tuple(np.random.default_rng(0).integers(10, 130, 100).cumsum().tolist()
 MILLISECOND = Fraction(1, 1000)
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 QUIET = {"x265-params": "log-level=none"}
-FAST = {"deadline": "realtime", "cpu-used": "8"}
+FAST = {"deadline": "realtime", "cpu-used": "-8"}  # negative: whatever the load
 
 MADE_VIDEOS = [
     MadeVideo("b_frames.mp4", num_b_frames=3),
@@ -51,6 +51,12 @@ MADE_VIDEOS = [
     MadeVideo("h264_b_frames.avi", num_b_frames=3),
     MadeVideo("mpeg4.avi", "mpeg4"),
     MadeVideo("flash.flv", num_b_frames=2),
+    MadeVideo("b_frames.mov", num_b_frames=3),
+    MadeVideo("raw.h264", num_b_frames=3),  # no times at all
+    MadeVideo("short_sound.mp4", num_b_frames=3, sound_seconds=2),
+    MadeVideo("short_sound.mkv", num_b_frames=3, sound_seconds=2),
+    MadeVideo("long_sound.mp4", num_b_frames=3, sound_seconds=7),
+    MadeVideo("short_sound.ts", num_b_frames=3, sound_seconds=2),
 ]
 MADE = {made.file_name: made for made in MADE_VIDEOS}
 
@@ -253,6 +259,15 @@ def test_only_what_is_needed_is_read(b_frames, monkeypatch):
     assert len(num_fed) < 10
 
 
+def test_frames_that_no_other_needs_are_left_out(b_frames, monkeypatch):
+    num_out = []
+    time = FrameClock.time
+    monkeypatch.setattr(FrameClock, "time", lambda *a: num_out.append(1) or time(*a))
+    chosen = VideoReader(b_frames).frames_at(25, [70, 82])  # from the key frame 60 to 83
+    assert [burnt_number(frame) for frame in chosen] == [70, 82]
+    assert len(num_out) < 16
+
+
 def test_frames_do_not_wait_for_the_garbage_collection(b_frames):
     gc.collect()
     gc.disable()
@@ -288,6 +303,9 @@ def test_threads_give_the_same_frames(num_threads, folder):
         reader = VideoReader(made.write(folder), num_threads=num_threads)
         numbers = [burnt_number(frame) for frame in reader.iter_frames(25)]
         assert numbers == list(range(100))
+        chosen = reader.frames_at(25, [70, 3, 71, 99, 40])
+        assert [burnt_number(frame) for frame in chosen] == [70, 3, 71, 99, 40]
+        assert reader.decode_all() == 100
 
 
 @pytest.mark.parametrize("indices", [[], [-1], [100]])
@@ -320,7 +338,7 @@ def test_what_is_not_a_video_is_reported(tmp_path):
     for name, reason in {
         "missing": "does not exist",
         "empty": "is empty",
-        "folder": "not a file",
+        "folder": "it is a folder",
         "text": "Invalid data",
         "sound": "no video stream",
     }.items():

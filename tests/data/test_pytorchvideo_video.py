@@ -2,7 +2,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from made_videos import MadeVideo, burnt_number
+from made_videos import MadeVideo, burnt_number, numbered_image
+from PIL import Image
 
 from vimpac_ext.data.decode import VideoDecodeError
 
@@ -64,14 +65,13 @@ def test_works_with_pytorchvideos_data_set(adapter, mp4):
         assert torch.equal(ours["video"], theirs["video"])
 
 
-def test_handler_reports_bad_files_and_opens_folders(adapter, tmp_path, monkeypatch):
+def test_handler_reports_bad_files_and_opens_folders_of_images(adapter, tmp_path):
     handler = adapter.PyAVPathHandler()
     with pytest.raises(VideoDecodeError, match="does not exist"):
         handler.video_from_path(str(tmp_path / "missing.mp4"))
-    opened = []
-    monkeypatch.setattr(
-        "pytorchvideo.data.frame_video.FrameVideo.from_directory",
-        lambda path, fps, **_: opened.append((path, fps)),
-    )
-    handler.video_from_path(str(tmp_path), fps=12)
-    assert opened == [(str(tmp_path), 12)]
+    for number in range(12):
+        Image.fromarray(numbered_image(number, 64, 24)).save(tmp_path / f"img_{number:05}.png")
+    video = handler.video_from_path(str(tmp_path), fps=4)
+    assert video.duration == 3
+    assert video.name == tmp_path.name
+    assert numbers(video.get_clip(1, 2)["video"]) == [4, 5, 6, 7]

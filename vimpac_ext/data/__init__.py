@@ -10,7 +10,8 @@ from vimpac_ext.data.annotations import (
     SomethingSomethingV2,
     VideoFolder,
 )
-from vimpac_ext.data.decode import VideoReader
+from vimpac_ext.data.decode import VideoReader, open_record
+from vimpac_ext.data.frame_folder import FrameFolder
 from vimpac_ext.data.original_tokens import OriginalTokens
 from vimpac_ext.data.spatial_views import SpatialView, spatial_views
 from vimpac_ext.data.store_format import StoreMeta
@@ -32,6 +33,7 @@ __all__ = [
     "UCF101",
     "Diving48",
     "FrameClips",
+    "FrameFolder",
     "HowTo100M",
     "Kinetics400",
     "OriginalTokens",
@@ -47,6 +49,7 @@ __all__ = [
     "VideoReader",
     "has_tokens",
     "made_by_authors",
+    "open_record",
     "open_token_dataset",
     "open_tokens",
     "spatial_views",

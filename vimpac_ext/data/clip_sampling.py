@@ -55,9 +55,10 @@ def view_starts(
         stride: step from one frame of the clip to the next.
         num_views: clips.
         rule: with d = `max_start`, clip i of n starts at
-            "vimpac": d i / (n-1), one clip at 0 (the authors' rule);
+            "vimpac": d i / (n-1), one clip at 0 (the authors' rule, and pytorchvideo's on its
+            main branch);
             "linspace": d i / (n-1), one clip in the middle;
-            "uniform": d i / n. All rounded down.
+            "uniform": d i / n (pytorchvideo 0.1.5, PySlowFast by default). All rounded down.
 
     Raises:
         ValueError: if the rule is unknown or there is no view.

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vimpac_ext.data.video_timeline import (
-    FrameClock,
-    KeyFrame,
-    Timeline,
+from vimpac_ext.data.video_file import (
     decode_error,
     named_errors,
+    open_video,
+    packets_of,
     video_stream,
 )
+from vimpac_ext.data.video_timeline import FrameClock, KeyFrame, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class ExactDecoder:
         self._timeline = timeline
         self._num_threads = num_threads
         self._key_frames = timeline.key_frames
+        self._names_frames = True  # waits for frames by the times of their packets
 
     def pick(self, first: int, limits: Sequence[int], skip: bool) -> Iterator[TimedFrame]:
         """For each limit the last frame before it, or else the first frame.
@@ -58,12 +60,25 @@ class ExactDecoder:
         Args:
             first: frames shown earlier do not count, in ticks.
             limits: rising, in ticks.
-            skip: whether to seek over frames between the limits instead of decoding them.
+            skip: whether to pass over what is between the chosen frames, by seeking and by
+                leaving out frames that no other frame is predicted from.
 
         Raises:
             VideoDecodeError: at the first frame that cannot be decoded.
         """
-        return self._exactly(partial(self._pick, first, limits, skip))
+        times = self._timeline.display_times
+        if skip and self._names_frames and times is not None and times[-1] >= first:
+            given = 0
+            try:
+                for timed in self._pick_named(self._named(times, first, limits)):
+                    yield timed
+                    given += 1
+                return
+            except _InexactSeekError:
+                logger.debug("%s: a packet's frame did not come out; going by time", self._path)
+                self._names_frames = False
+            limits = limits[given:]
+        yield from self._exactly(partial(self._pick, first, limits, skip))
 
     def between(self, first: int, last: int) -> Iterator[TimedFrame]:
         """All frames shown at ``first`` <= time < ``last``, in ticks.
@@ -87,6 +102,35 @@ class ExactDecoder:
             logger.debug("seeking in %s is not exact, decoding from its beginning", self._path)
             self._key_frames = ()
         yield from islice(select(()), num_given, None)
+
+    @staticmethod
+    def _named(times: np.ndarray, first: int, limits: Sequence[int]) -> list[int]:
+        """Times of the frames that `pick` is to give."""
+        earliest = np.searchsorted(times, first)
+        return times[np.maximum(np.searchsorted(times, limits) - 1, earliest)].tolist()
+
+    def _pick_named(self, wanted: Sequence[int]) -> Iterator[TimedFrame]:
+        """The frames shown at the times ``wanted``, which rise and may repeat.
+
+        Raises:
+            VideoDecodeError: at the first frame that cannot be decoded.
+            _InexactSeekError: if a frame does not come out, as with packets that show nothing.
+        """
+        remaining = frozenset(wanted)
+        with self._container() as container:
+            frames: Iterator[TimedFrame] | None = None
+            held: TimedFrame | None = None
+            for time in wanted:
+                if held is not None and held.time == time:
+                    yield held
+                    continue
+                key = _last_before(self._key_frames, time + 1)
+                if frames is None or (key and held and key.time > held.time):
+                    frames = self._decode(container, key, self._timeline.start, remaining)
+                held = next((frame for frame in frames if frame.time >= time), None)
+                if held is None or held.time != time:
+                    raise _InexactSeekError
+                yield held
 
     def _pick(
         self, first: int, limits: Sequence[int], skip: bool, key_frames: tuple[KeyFrame, ...]
@@ -117,20 +161,30 @@ class ExactDecoder:
                 yield timed
 
     def _decode(
-        self, container: InputContainer, key: KeyFrame | None, first: int
+        self,
+        container: InputContainer,
+        key: KeyFrame | None,
+        first: int,
+        needed: frozenset[int] | None = None,
     ) -> Iterator[TimedFrame]:
         """Decodes from ``key`` (None = the beginning) and gives the frames from ``first`` on.
+
+        Where ``needed`` is given, the decoder may leave out frames shown at other times that no
+        frame is predicted from.
 
         Raises:
             VideoDecodeError: at the first frame that cannot be decoded.
             _InexactSeekError: if the seek did not lead to ``key``.
         """
         packets = self._packets(container, key)
+        codec = video_stream(container, self._path).codec_context
         clock = FrameClock(self._timeline)
         landing = key
         with named_errors(self._path, lambda: self._timeline.seconds(clock.now)):
             for packet in packets:
                 clock.feed(packet)
+                if needed is not None:
+                    codec.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
                 for frame in packet.decode():
                     time = clock.time(frame)
                     if landing is not None:
@@ -152,7 +206,7 @@ class ExactDecoder:
         self, container: InputContainer, key: KeyFrame | None
     ) -> "Iterator[av.Packet[VideoStream]]":
         stream = video_stream(container, self._path)
-        packets = container.demux(stream)
+        packets = packets_of(container, stream)
         if key is None:
             return packets
         try:
@@ -178,22 +232,6 @@ class ExactDecoder:
 
 class _InexactSeekError(Exception):
     """A seek did not lead where the index of key frames says."""
-
-
-def open_video(path: Path) -> InputContainer:
-    """Opens a file for reading.
-
-    Raises:
-        VideoDecodeError: if it is missing, empty or not a video.
-    """
-    if not path.exists():
-        raise decode_error(path, "the file does not exist")
-    if not path.is_file():
-        raise decode_error(path, "it is not a file")
-    if path.stat().st_size == 0:
-        raise decode_error(path, "the file is empty")
-    with named_errors(path):
-        return av.open(str(path))
 
 
 def _last_before(key_frames: Sequence[KeyFrame], limit: int) -> KeyFrame | None:

@@ -4,7 +4,6 @@ libav's demuxer skips what it cannot read and says nothing, and WebM counts no f
 file would just have fewer of them. Its skeleton tells: every element states its kind and length.
 """
 
-import mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,11 +35,14 @@ def first_damage(path: Path) -> int | None:
     Args:
         path: a Matroska or WebM file that is not empty.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        parents = [_Element(_FILE, 0, len(data))]
+    num_bytes = path.stat().st_size
+    with path.open("rb", buffering=0) as file:
+        parents = [_Element(_FILE, 0, num_bytes)]
         position = 0
-        while position < len(data):
-            element = _read_element(data, position)
+        while position < num_bytes:
+            # Not mapped to memory: the pages of an hour of video would count as ours.
+            file.seek(position)
+            element = _read_element(file.read(_MAX_HEADER_BYTES), position)
             while len(parents) > 1 and _is_over(parents[-1], position, element):
                 parents.pop()
             if element is None or element.kind not in _CHILDREN[parents[-1].kind]:
@@ -49,12 +51,12 @@ def first_damage(path: Path) -> int | None:
             if element.kind in _CHILDREN:
                 parents.append(element)
                 position = element.start
-            elif element.end is None or element.end > len(data):
+            elif element.end is None or element.end > num_bytes:
                 return position
             else:
                 position = element.end
-        is_cut_off = any(parent.end is not None and parent.end > len(data) for parent in parents)
-        return len(data) if is_cut_off else None
+    is_cut_off = any(parent.end is not None and parent.end > num_bytes for parent in parents)
+    return num_bytes if is_cut_off else None
 
 
 def _is_over(parent: _Element, position: int, following: _Element | None) -> bool:
@@ -63,9 +65,8 @@ def _is_over(parent: _Element, position: int, following: _Element | None) -> boo
     return following is not None and following.kind not in _CHILDREN[parent.kind]
 
 
-def _read_element(data: mmap.mmap, position: int) -> _Element | None:
-    """Header of the element at ``position``: kind, then length, both of variable size."""
-    header = data[position : position + _MAX_HEADER_BYTES]
+def _read_element(header: bytes, position: int) -> _Element | None:
+    """Reads the header of the element at ``position``: kind, then length, of variable size."""
     kind_bytes = _num_bytes(header[:1])
     length_bytes = _num_bytes(header[kind_bytes : kind_bytes + 1])
     num_bytes = kind_bytes + length_bytes

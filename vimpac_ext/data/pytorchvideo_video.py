@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vimpac_ext import compat
-from vimpac_ext.data.decode import VideoReader
+from vimpac_ext.data.decode import FrameReader, VideoReader
+from vimpac_ext.data.frame_folder import FrameFolder
 
 compat.install()
 
@@ -22,27 +23,31 @@ from pytorchvideo.data.video import Video, VideoPathHandler  # noqa: E402
 
 
 class PyAVVideo(Video):
-    """A video file whose clips hold all frames between two times, in the order of display.
+    """A video whose clips hold all frames between two times, in the order of display.
 
     Unlike pytorchvideo's own ``EncodedVideo`` it is right for AVI files with B-frames and for
     streams that do not start at 0, and raises an error where a frame cannot be decoded. Audio is
     never decoded.
 
     Args:
-        path: the file.
+        path: a file, or a folder of images.
         num_threads: decoding threads.
+        fps: images a second of a folder.
 
     Raises:
-        VideoDecodeError: if the file cannot be read.
+        VideoDecodeError: if the video cannot be read.
     """
 
-    def __init__(self, path: str | Path, num_threads: int = 1) -> None:
-        self._reader = VideoReader(path, num_threads)
+    def __init__(self, path: str | Path, num_threads: int = 1, fps: float = 30) -> None:
+        is_folder = Path(path).is_dir()
+        self._reader: FrameReader = (
+            FrameFolder(path, fps) if is_folder else VideoReader(path, num_threads)
+        )
         self._name = Path(path).name
 
     @property
     def name(self) -> str:
-        """File name."""
+        """Name of the file or folder."""
         return self._name
 
     @property
@@ -69,16 +74,14 @@ class PyAVVideo(Video):
 
 
 class PyAVPathHandler(VideoPathHandler):
-    """pytorchvideo's path handler that opens files as `PyAVVideo`, folders as before."""
+    """pytorchvideo's path handler that opens files and folders of images as `PyAVVideo`."""
 
     def video_from_path(
         self, filepath: str, decode_audio: bool = False, decoder: str = "pyav", fps: int = 30
     ) -> Video:
-        """Opens a file or a folder of frames; ``fps`` is the rate of the latter.
+        """Opens a file or a folder of images; ``fps`` is the rate of the latter.
 
         Raises:
-            VideoDecodeError: if the file cannot be read.
+            VideoDecodeError: if the video cannot be read.
         """
-        if Path(filepath).is_dir():
-            return super().video_from_path(filepath, decode_audio, decoder, fps)
-        return PyAVVideo(filepath)
+        return PyAVVideo(filepath, fps=fps)

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vimpac_ext.data.bad_videos import BadVideo
 from vimpac_ext.data.clip_sampler import ClipSampler, epoch_and_index, item_generator
-from vimpac_ext.data.decode import VideoDecodeError, VideoReader
+from vimpac_ext.data.decode import VideoDecodeError, open_record
 from vimpac_ext.data.spatial_views import SpatialView
 from vimpac_ext.structures import ClipSample, VideoRecord
 
@@ -20,7 +19,7 @@ class FrameClips(Dataset[ClipSample]):
 
     An item depends only on the seed, the epoch and its index, so batches are the same for any
     number of workers. Videos shorter than a clip are filled up (see ``padding``). A video that
-    cannot be decoded raises; to train without such videos, leave out what `find_bad_videos` lists.
+    cannot be decoded raises, unless ``mark_bad`` is set.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class FrameClips(Dataset[ClipSample]):
     def _decode(self, epoch: int, index: int) -> torch.Tensor:
         generator = item_generator(self.seed, epoch, index)
         record = self.records[index]
-        with VideoReader(record.path, start=record.start, end=record.end) as reader:
+        with open_record(record) as reader:
             chosen = self.sampler.clips(reader.num_frames_at(self.fps), generator)
             wanted = np.unique(np.concatenate([frames for _, frames in chosen]))
             decoded = reader.frames_at(self.fps, wanted.tolist())
@@ -134,16 +133,3 @@ class FrameClips(Dataset[ClipSample]):
             return pixels  # (3, T, H, W)
         last = pixels[:, -1:] if self.padding == "last" else torch.full_like(pixels[:, -1:], np.nan)
         return torch.cat([pixels, last.expand(-1, missing, -1, -1)], dim=1)
-
-
-def find_bad_videos(records: Sequence[VideoRecord], fps: float) -> list[BadVideo]:
-    """Decode every video from start to end and list those that cannot be."""
-    bad = []
-    for record in records:
-        try:
-            with VideoReader(record.path, start=record.start, end=record.end) as reader:
-                for _ in reader.iter_frames(fps):
-                    pass
-        except VideoDecodeError as error:
-            bad.append(BadVideo(record.video_id, record.path, str(error)))
-    return bad

@@ -6,13 +6,11 @@ is exact in some containers and a guess in others. A scan of the packets tells w
 is, where its frames start and end, and whether packets are missing.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -20,35 +18,11 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vimpac_ext.data.matroska_check import first_damage
+from vimpac_ext.data.packet_index import PacketFacts, read_packets
+from vimpac_ext.data.video_file import decode_error, video_stream
 
 SEEKABLE_FORMATS = ("mov", "matroska", "avi")  # demuxers with an index of the key frames
-
-
-class VideoDecodeError(RuntimeError):
-    """A video file is missing, damaged or not a video; the message names it and the reason."""
-
-
-def decode_error(path: Path, reason: str, seconds: float | None = None) -> VideoDecodeError:
-    """Builds the error.
-
-    Args:
-        path: file that could not be read.
-        reason: what is wrong, without the name of the file.
-        seconds: time of the damage, counted from the first frame.
-    """
-    # One argument only: data loader workers and pickle rebuild an exception from its message.
-    when = "" if seconds is None else f" at {max(seconds, 0.0):.2f} s"
-    return VideoDecodeError(f"cannot decode {path}{when}: {reason}")
-
-
-@contextmanager
-def named_errors(path: Path, seconds: Callable[[], float] | None = None) -> Iterator[None]:
-    """Turns libav's errors into `VideoDecodeError`, with the time that ``seconds`` tells."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        when = None if seconds is None else seconds()
-        raise decode_error(path, error.strerror or str(error), when) from error
+LONGEST_FRAME_SECONDS = 3600.0  # longer ones come from damaged times
 
 
 class KeyFrame(NamedTuple):
@@ -56,16 +30,6 @@ class KeyFrame(NamedTuple):
 
     time: int
     position: int
-
-
-class _Packet(NamedTuple):
-    pts: int | None
-    dts: int | None
-    duration: int
-    position: int
-    is_key: bool
-    is_discarded: bool  # decoded but not shown, because an edit list cuts it away
-    is_corrupt: bool
 
 
 @dataclass(frozen=True)
@@ -81,6 +45,8 @@ class Timeline:
         key_frames: where a seek may land, by time; empty where only decoding from the beginning
             is exact.
         key_positions: time of every key packet by its place in the file.
+        display_times: sorted times of all frames where packets say them, each once; None where
+            they do not. With them the decoder knows which frame to wait for.
     """
 
     tick: Fraction
@@ -89,6 +55,7 @@ class Timeline:
     frame_times: np.ndarray | None
     key_frames: tuple[KeyFrame, ...]
     key_positions: dict[int, int]
+    display_times: np.ndarray | None = None
 
     def ticks(self, seconds: Fraction) -> int:
         """First tick that is not before ``seconds`` after the first frame."""
@@ -137,27 +104,14 @@ class FrameClock:
         return self._now
 
 
-def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """First video stream that is not a cover picture.
-
-    Raises:
-        VideoDecodeError: if there is none.
-    """
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    raise decode_error(path, "the file has no video stream")
-
-
 def scan_timeline(container: InputContainer, path: Path) -> Timeline:
-    """Reads all packets of a freshly opened container, decoding none.
+    """Learns about the packets of a freshly opened container, decoding none.
 
     Raises:
         VideoDecodeError: if packets are missing or damaged.
     """
     stream = video_stream(container, path)
-    with named_errors(path):
-        packets = [_facts(packet) for packet in container.demux(stream) if packet.size]
+    packets = read_packets(container, path)
     shown = [packet for packet in packets if not packet.is_discarded]
     if not shown:
         raise decode_error(path, "the video stream is empty")
@@ -168,23 +122,15 @@ def scan_timeline(container: InputContainer, path: Path) -> Timeline:
         good = packets[: max(num_good, 1)]
         ends = [p.pts + p.duration for p in good if p.pts is not None]
         raise decode_error(path, reason, timeline.seconds(max(ends)) if ends else None)
+    _check_gaps(timeline, shown, path)
     return timeline
 
 
-def _facts(packet: "av.Packet[Any]") -> _Packet:
-    return _Packet(
-        packet.pts,
-        packet.dts,
-        packet.duration or 0,
-        -1 if packet.pos is None else packet.pos,
-        packet.is_keyframe,
-        packet.is_discard,
-        packet.is_corrupt,
-    )
-
-
 def _build_timeline(
-    container: InputContainer, stream: VideoStream, packets: list[_Packet], shown: list[_Packet]
+    container: InputContainer,
+    stream: VideoStream,
+    packets: list[PacketFacts],
+    shown: list[PacketFacts],
 ) -> Timeline:
     tick = stream.time_base or Fraction(1, 90000)
     frame_seconds = 1 / (stream.guessed_rate or stream.average_rate or Fraction(25))
@@ -216,16 +162,17 @@ def _build_timeline(
         None,
         tuple(key_frames),
         {key.position: _display_time(key) for key in keys},
+        np.array(sorted(times)) if len(set(times)) == len(times) > 0 else None,
     )
 
 
-def _display_time(packet: _Packet) -> int:
+def _display_time(packet: PacketFacts) -> int:
     assert packet.pts is not None
     return packet.pts
 
 
 def _frames_carry_time(
-    container: InputContainer, stream: VideoStream, packets: list[_Packet]
+    container: InputContainer, stream: VideoStream, packets: list[PacketFacts]
 ) -> bool:
     """Whether the decoder's frames come with the time at which they are shown."""
     if any(packet.pts is None for packet in packets):
@@ -239,7 +186,7 @@ def _frames_carry_time(
     return reorders != rising
 
 
-def _sorted_times(container: InputContainer, shown: list[_Packet]) -> np.ndarray | None:
+def _sorted_times(container: InputContainer, shown: list[PacketFacts]) -> np.ndarray | None:
     """One time for each frame in the order of display, None where the file has no times."""
     display = [packet.pts for packet in shown if packet.pts is not None]
     decoding = [packet.dts for packet in shown if packet.dts is not None]
@@ -250,8 +197,24 @@ def _sorted_times(container: InputContainer, shown: list[_Packet]) -> np.ndarray
     return None
 
 
+def _check_gaps(timeline: Timeline, shown: list[PacketFacts], path: Path) -> None:
+    """Refuses a time that jumps ahead: the frame before it would fill hours of a short video.
+
+    Raises:
+        VideoDecodeError: naming where.
+    """
+    times = timeline.frame_times
+    if times is None:
+        times = np.sort([_display_time(packet) for packet in shown])
+    seconds = np.diff(times, append=timeline.end) * float(timeline.tick)
+    longest = int(seconds.argmax())
+    if seconds[longest] > LONGEST_FRAME_SECONDS:
+        reason = f"a frame is to be shown for {seconds[longest] / 3600:.1f} hours"
+        raise decode_error(path, reason, timeline.seconds(int(times[longest])))
+
+
 def _find_damage(
-    container: InputContainer, stream: VideoStream, packets: list[_Packet], path: Path
+    container: InputContainer, stream: VideoStream, packets: list[PacketFacts], path: Path
 ) -> tuple[str, int] | None:
     """What is wrong and how many packets come before it, None where nothing is wrong.
 

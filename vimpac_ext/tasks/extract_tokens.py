@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vimpac_ext.data.bad_videos import BadVideo
-from vimpac_ext.data.decode import VideoDecodeError, VideoReader
+from vimpac_ext.data.decode import VideoDecodeError, open_record
 from vimpac_ext.data.prefetch import prefetch
 from vimpac_ext.data.spatial_views import SpatialView
 from vimpac_ext.data.store_format import StoreMeta
@@ -146,7 +146,7 @@ def decode_chunks(
     Raises:
         VideoDecodeError: the video is missing or broken.
     """
-    with VideoReader(record.path, start=record.start, end=record.end) as reader:
+    with open_record(record) as reader:
         frames = reader.iter_frames(fps)
         while chunk := list(itertools.islice(frames, frames_per_chunk)):
             pixels = np.stack(chunk)

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ VIDEO_EXTENSIONS = frozenset({
 
 
 def missing_videos(records: Iterable[VideoRecord]) -> list[VideoRecord]:
-    """Find the videos whose file is not there (or is not a file).
+    """Find the videos whose file, or folder of images, is not there.
 
     The data sets do not do this themselves: on a network disk it takes minutes for a million
     files.
@@ -26,7 +27,19 @@ def missing_videos(records: Iterable[VideoRecord]) -> list[VideoRecord]:
     Returns:
         The records without a file, in order.
     """
-    return [record for record in records if not Path(record.path).is_file()]
+    return [record for record in records if not _is_there(record)]
+
+
+def _is_there(record: VideoRecord) -> bool:
+    path = Path(record.path)
+    return path.is_file() or (record.frame_rate is not None and path.is_dir())
+
+
+def id_of_path(path: str | Path) -> str:
+    """Returns the path without the extension of a video: the id of a video that has no other."""
+    path = Path(path)
+    is_video = path.suffix.lower() in VIDEO_EXTENSIONS
+    return (path.with_suffix("") if is_video else path).as_posix()
 
 
 def find_folder(path: Path, advice: str) -> Path:
@@ -85,9 +98,12 @@ def read_text(path: Path) -> str:
     """Read a UTF-8 file (with or without a byte order mark).
 
     Raises:
-        ValueError: if the file is not UTF-8; names the file and the line.
+        ValueError: if the file is not UTF-8 text; names the file and the line.
     """
     content = path.read_bytes()
+    if (position := content.find(b"\0")) >= 0:
+        line = content.count(b"\n", 0, position) + 1
+        raise ValueError(f"{path}, line {line}: a zero byte, so this is not UTF-8 text")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -140,6 +156,37 @@ def read_json_entries(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     return entries
 
 
+def read_json_records(
+    path: Path, id_key: str, label_key: str, label_of: Callable[[Any], int], video_pattern: str
+) -> list[VideoRecord]:
+    """Read a JSON list of objects with an id and a label, one for each video.
+
+    Args:
+        path: file to read.
+        id_key: key of the id, a text or a number.
+        label_key: key of the label.
+        label_of: turns its value into a class index; a `ValueError` says what is wrong with it.
+        video_pattern: path of a video with "{}" for its id.
+
+    Raises:
+        ValueError: naming the file, the entry and what is wrong with it.
+    """
+    records = []
+    for number, entry in enumerate(read_json_entries(path, (id_key, label_key)), start=1):
+        video_id = entry[id_key]
+        if type(video_id) not in (str, int) or video_id == "":
+            raise ValueError(f"{path}, entry {number}: {id_key!r} is {video_id!r}, not a name")
+        try:
+            label = label_of(entry[label_key])
+        except ValueError as error:
+            raise ValueError(f"{path}, entry {number} (video {video_id!r}): {error}") from error
+        records.append(
+            VideoRecord(video_pattern.replace("{}", str(video_id)), str(video_id), label)
+        )
+    check_records(records, path, lambda index: f"entry {index + 1}")
+    return records
+
+
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Read a csv file with a header, row by row.
 
@@ -174,7 +221,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
 def check_records(
     records: Sequence[VideoRecord], source: str | Path, place: Callable[[int], str]
 ) -> None:
-    """Refuse an empty list and two videos with the same id.
+    """Refuse an empty list, two videos with the same id, and ids that are not UTF-8.
 
     Args:
         records: what was read.
@@ -188,12 +235,23 @@ def check_records(
         raise ValueError(f"{source}: no videos found")
     first_index: dict[str, int] = {}
     for index, record in enumerate(records):
+        if not _is_utf8(record.video_id):
+            name = os.fsencode(record.video_id)
+            raise ValueError(f"{source}: {name!r} is not UTF-8 text; rename the file")
         first = first_index.setdefault(record.video_id, index)
         if first != index:
             raise ValueError(
                 f"{source}: video id {record.video_id!r} is there twice: "
                 f"{place(first)} and {place(index)}"
             )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_type(value: object) -> str:

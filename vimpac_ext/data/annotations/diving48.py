@@ -5,14 +5,13 @@ from typing import Any
 
 from vimpac_ext.data.annotations.common import (
     check_choice,
-    check_records,
     find_file,
     read_json,
-    read_json_entries,
+    read_json_records,
 )
+from vimpac_ext.data.annotations.published import warn_of_other_size
 from vimpac_ext.files import sha256_of
 from vimpac_ext.registries import DATASETS
-from vimpac_ext.structures import VideoRecord
 
 _SPLITS = ("train", "test")
 _ADVICE = (
@@ -38,6 +37,7 @@ class Diving48:
         split: "train" or "test".
         annotation_folder: folder of the JSON files below the root; "" is the root itself.
         video_folder: folder of the videos below the root.
+        check_size: whether to warn if there are more or fewer videos than published.
 
     Raises:
         FileNotFoundError: if the folder or a JSON file is missing.
@@ -50,26 +50,32 @@ class Diving48:
         split: str = "train",
         annotation_folder: str = "",
         video_folder: str = "rgb",
+        check_size: bool = True,
     ) -> None:
         check_choice("split of Diving48", split, _SPLITS)
         vocabulary_file, split_file = (
             find_file(root, annotation_folder, [name], _ADVICE)
             for name in ("Diving48_vocab.json", f"Diving48_V2_{split}.json")
         )
-        videos = Path(root).expanduser() / video_folder
-        self.class_names: list[str] = _read_class_names(vocabulary_file)
-        self.records: list[VideoRecord] = []
-        entries = read_json_entries(split_file, ("vid_name", "label"))
-        for number, entry in enumerate(entries, start=1):
-            video_id, label = str(entry["vid_name"]), entry["label"]
-            if type(label) is not int or not 0 <= label < len(self.class_names):
+        names = _read_class_names(vocabulary_file)
+
+        def label_of(label: object) -> int:
+            if type(label) is not int or not 0 <= label < len(names):
                 raise ValueError(
-                    f"{split_file}, entry {number}: label {label!r} of video {video_id!r} is not "
-                    f"one of 0 to {len(self.class_names) - 1} of {vocabulary_file}"
+                    f"label {label!r} is not one of 0 to {len(names) - 1} of {vocabulary_file}"
                 )
-            self.records.append(VideoRecord(f"{videos}/{video_id}.mp4", video_id, label))
-        check_records(self.records, split_file, lambda index: f"entry {index + 1}")
+            return label
+
+        self.class_names: list[str] = names
+        videos = Path(root).expanduser() / video_folder
+        self.records = read_json_records(
+            split_file, "vid_name", "label", label_of, f"{videos}/{{}}.mp4"
+        )
         self.fingerprint = sha256_of(type(self).__name__, split, vocabulary_file, split_file)
+        if check_size:
+            warn_of_other_size(
+                type(self).__name__, split, split_file, len(self.records), len(names)
+            )
 
 
 def _read_class_names(path: Path) -> list[str]:

@@ -8,8 +8,10 @@ from vimpac_ext.data.annotations.common import (
     check_records,
     find_file,
     find_folder,
+    id_of_path,
     read_csv,
 )
+from vimpac_ext.data.annotations.published import warn_of_other_size
 from vimpac_ext.files import sha256_of
 from vimpac_ext.registries import DATASETS
 from vimpac_ext.structures import VideoRecord
@@ -40,6 +42,7 @@ class HowTo100M:
         split: only "train".
         annotation_file: the csv below the root.
         video_folder: folder of the videos below the root.
+        check_size: whether to warn if there are more or fewer videos than published.
 
     Raises:
         FileNotFoundError: if the csv or the video folder is missing.
@@ -52,6 +55,7 @@ class HowTo100M:
         split: str = "train",
         annotation_file: str = "HowTo100M_v1.csv",
         video_folder: str = "videos",
+        check_size: bool = True,
     ) -> None:
         check_choice("split of HowTo100M", split, ("train",))
         csv_file = find_file(root, "", [annotation_file], _ADVICE)
@@ -62,7 +66,7 @@ class HowTo100M:
         files: dict[str, str] | None = None
         for line, row in read_csv(csv_file, ()):
             if path := row.get("video_path"):
-                record = VideoRecord(f"{videos}/{path}", Path(path).with_suffix("").as_posix())
+                record = VideoRecord(f"{videos}/{path}", id_of_path(path))
             elif video_id := row.get("video_id"):
                 if files is None:
                     files = _files_by_id(videos)
@@ -76,6 +80,8 @@ class HowTo100M:
             lines.append(line)
         check_records(self.records, csv_file, lambda index: f"line {lines[index]}")
         self.fingerprint = sha256_of(type(self).__name__, split, csv_file)
+        if check_size:
+            warn_of_other_size(type(self).__name__, split, csv_file, len(self.records), 0)
 
 
 def _files_by_id(folder: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from vimpac_ext.data.annotations.common import (
     nearest,
     read_csv,
 )
+from vimpac_ext.data.annotations.published import warn_of_other_size
 from vimpac_ext.files import sha256_of
 from vimpac_ext.registries import DATASETS
 from vimpac_ext.structures import VideoRecord
@@ -46,6 +47,7 @@ class Kinetics400:
         video_pattern: path of a video below the root, made of {split}, {label}, {youtube_id},
             {start} and {end} (whole seconds). For videos in class folders:
             "{split}/{label}/{youtube_id}_{start:06d}_{end:06d}.mp4".
+        check_size: whether to warn if there are more or fewer videos than published.
 
     Raises:
         FileNotFoundError: if the folder or a csv file is missing.
@@ -58,6 +60,7 @@ class Kinetics400:
         split: str = "train",
         annotation_folder: str = "annotations",
         video_pattern: str = _PATTERN,
+        check_size: bool = True,
     ) -> None:
         check_choice("split of Kinetics400", split, tuple(_FILE_NAMES))
         _check_pattern(video_pattern)
@@ -88,6 +91,10 @@ class Kinetics400:
             lines.append(line)
         check_records(self.records, split_file, lambda index: f"line {lines[index]}")
         self.fingerprint = sha256_of(type(self).__name__, split, train_file, split_file)
+        if check_size:
+            warn_of_other_size(
+                type(self).__name__, split, split_file, len(self.records), len(self.class_names)
+            )
 
 
 def _check_pattern(pattern: str) -> None:

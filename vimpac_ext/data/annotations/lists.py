@@ -9,8 +9,10 @@ from vimpac_ext.data.annotations.common import (
     check_records,
     find_file,
     find_folder,
+    id_of_path,
     read_lines,
 )
+from vimpac_ext.data.frame_folder import IMAGE_EXTENSIONS
 from vimpac_ext.files import sha256_of
 from vimpac_ext.registries import DATASETS
 from vimpac_ext.structures import UNLABELLED, VideoRecord
@@ -38,6 +40,7 @@ class PathLabelList:
         num_classes: number of classes; without it the largest label of the list decides, which
             may differ between splits.
         class_file: file below the root with the name of a class in each line.
+        frame_rate: images a second of the paths that are folders of images.
 
     Raises:
         FileNotFoundError: if the list is missing.
@@ -53,7 +56,9 @@ class PathLabelList:
         labelled: bool = True,
         num_classes: int | None = None,
         class_file: str | None = None,
+        frame_rate: float | None = None,
     ) -> None:
+        _check_frame_rate(frame_rate)
         advice = f"Write {split}.csv with a line `<path>{separator}<label>` for each video."
         list_file = find_file(root, "", [f"{split}.csv", f"{split}.txt"], advice)
         base = Path(root).expanduser()
@@ -75,13 +80,15 @@ class PathLabelList:
                 path, label = _split_line(
                     line, separator, num_classes, f"{list_file}, line {number}"
                 )
-            video_id = _relative_to(Path(path), base).with_suffix("").as_posix()
-            self.records.append(VideoRecord(str(base / path_prefix / path), video_id, label))
+            video_id = id_of_path(_relative_to(Path(path), base))
+            file = str(base / path_prefix / path)
+            self.records.append(VideoRecord(file, video_id, label, frame_rate=frame_rate))
         check_records(self.records, list_file, lambda index: f"line {lines[index][0]}")
         if num_classes is None:
             num_classes = max(record.label for record in self.records) + 1
         self.class_names: list[str] = names or [str(index) for index in range(num_classes)]
-        self.fingerprint = sha256_of(type(self).__name__, split, *hashed)
+        rate = [] if frame_rate is None else [f"{frame_rate:g} images a second"]
+        self.fingerprint = sha256_of(type(self).__name__, split, *hashed, *rate)
 
 
 @DATASETS.register()
@@ -100,6 +107,8 @@ class VideoFolder:
         split: folder below the root, such as "train"; "" is the root itself.
         labelled: whether the folders right below are the classes. If the root has a folder
             "train", its classes number those of every split.
+        frame_rate: if given, folders that hold images and no videos are videos too, with so many
+            images a second.
 
     Raises:
         FileNotFoundError: if the folder is missing.
@@ -107,10 +116,17 @@ class VideoFolder:
             video is in no class.
     """
 
-    def __init__(self, root: str, split: str = "", labelled: bool = False) -> None:
+    def __init__(
+        self,
+        root: str,
+        split: str = "",
+        labelled: bool = False,
+        frame_rate: float | None = None,
+    ) -> None:
+        _check_frame_rate(frame_rate)
         base = find_folder(Path(root).expanduser(), "Put your videos there.")
         folder = find_folder(base / split, "Put the videos of this split there.")
-        names = sorted(_video_names(str(folder)))
+        names = sorted(_video_names(str(folder), frame_rate is not None))
         class_folder = base / "train" if split and (base / "train").is_dir() else folder
         self.class_names: list[str] = _folder_names(class_folder) if labelled else []
         labels = {name: index for index, name in enumerate(self.class_names)}
@@ -125,10 +141,13 @@ class VideoFolder:
                         f"{class_folder}"
                     )
                 label = labels[class_name]
-            video_id = Path(name).with_suffix("").as_posix()
-            self.records.append(VideoRecord(f"{folder}/{name}", video_id, label))
+            path = f"{folder}/{name}"
+            self.records.append(VideoRecord(path, id_of_path(name), label, frame_rate=frame_rate))
         check_records(self.records, folder, names.__getitem__)
-        self.fingerprint = sha256_of(type(self).__name__, split, *self.class_names, "", *names)
+        rate = [] if frame_rate is None else ["", f"{frame_rate:g} images a second"]
+        self.fingerprint = sha256_of(
+            type(self).__name__, split, *self.class_names, "", *names, *rate
+        )
 
 
 def _split_line(line: str, separator: str, num_classes: int | None, place: str) -> tuple[str, int]:
@@ -156,6 +175,11 @@ def _ends_in_number(line: str, separator: str) -> bool:
     return bool(path) and text.strip().isdecimal()
 
 
+def _check_frame_rate(frame_rate: float | None) -> None:
+    if frame_rate is not None and not frame_rate > 0:
+        raise ValueError(f"frame_rate must be positive, got {frame_rate}")
+
+
 def _relative_to(path: Path, folder: Path) -> Path:
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 
@@ -166,10 +190,17 @@ def _folder_names(folder: Path) -> list[str]:
     )
 
 
+def _is_frame_folder(folder: Path) -> bool:
+    """Whether there are images right in the folder and no videos (whose thumbnails they may be)."""
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+    kinds = {Path(name).suffix.lower() for name in names}
+    return not kinds.isdisjoint(IMAGE_EXTENSIONS) and kinds.isdisjoint(VIDEO_EXTENSIONS)
+
+
 def _video_names(
-    folder: str, below: str = "", parents: frozenset[str] = frozenset()
+    folder: str, with_images: bool, below: str = "", parents: frozenset[str] = frozenset()
 ) -> Iterator[str]:
-    """Yield the paths of the videos relative to the outermost folder."""
+    """Yield the paths of the videos (or of folders of images) relative to the outermost folder."""
     real_path = str(Path(folder).resolve())
     if real_path in parents:  # A link to a folder around it: following it would never end.
         return
@@ -178,7 +209,12 @@ def _video_names(
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _video_names(entry.path, f"{below}{entry.name}/", parents | {real_path})
+            # A link in a circle makes `DirEntry.is_dir` raise; `Path.is_dir` says no.
+            if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
+                if with_images and _is_frame_folder(Path(entry.path)):
+                    yield below + entry.name
+                    continue
+                inner = f"{below}{entry.name}/"
+                yield from _video_names(entry.path, with_images, inner, parents | {real_path})
             elif Path(entry.name).suffix.lower() in VIDEO_EXTENSIONS:
                 yield below + entry.name

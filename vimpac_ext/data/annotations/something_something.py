@@ -5,15 +5,14 @@ from typing import Any
 
 from vimpac_ext.data.annotations.common import (
     check_choice,
-    check_records,
     find_file,
     nearest,
     read_json,
-    read_json_entries,
+    read_json_records,
 )
+from vimpac_ext.data.annotations.published import warn_of_other_size
 from vimpac_ext.files import sha256_of
 from vimpac_ext.registries import DATASETS
-from vimpac_ext.structures import VideoRecord
 
 _SPLITS = ("train", "validation")
 _ADVICE = (
@@ -41,6 +40,7 @@ class SomethingSomethingV2:
         split: "train" or "validation".
         annotation_folder: folder of the JSON files below the root.
         video_folder: folder of the videos below the root.
+        check_size: whether to warn if there are more or fewer videos than published.
 
     Raises:
         FileNotFoundError: if the folder or a JSON file is missing.
@@ -53,26 +53,29 @@ class SomethingSomethingV2:
         split: str = "train",
         annotation_folder: str = "labels",
         video_folder: str = "20bn-something-something-v2",
+        check_size: bool = True,
     ) -> None:
         check_choice("split of SomethingSomethingV2", split, _SPLITS)
         label_file = find_file(root, annotation_folder, _file_names("labels"), _ADVICE)
         split_file = find_file(root, annotation_folder, _file_names(split), _ADVICE)
-        videos = Path(root).expanduser() / video_folder
         labels = _read_labels(label_file)
+
+        def label_of(template: object) -> int:
+            name = str(template).replace("[", "").replace("]", "")
+            if name not in labels:
+                raise ValueError(f"label {name!r} is not in {label_file}.{nearest(name, labels)}")
+            return labels[name]
+
         self.class_names: list[str] = sorted(labels, key=labels.__getitem__)
-        self.records: list[VideoRecord] = []
-        for number, entry in enumerate(read_json_entries(split_file, ("id", "template")), start=1):
-            video_id = str(entry["id"])
-            template = str(entry["template"]).replace("[", "").replace("]", "")
-            if template not in labels:
-                raise ValueError(
-                    f"{split_file}, entry {number}: label {template!r} of video {video_id!r} is "
-                    f"not in {label_file}.{nearest(template, labels)}"
-                )
-            path = f"{videos}/{video_id}.webm"
-            self.records.append(VideoRecord(path, video_id, labels[template]))
-        check_records(self.records, split_file, lambda index: f"entry {index + 1}")
+        videos = Path(root).expanduser() / video_folder
+        self.records = read_json_records(
+            split_file, "id", "template", label_of, f"{videos}/{{}}.webm"
+        )
         self.fingerprint = sha256_of(type(self).__name__, split, label_file, split_file)
+        if check_size:
+            warn_of_other_size(
+                type(self).__name__, split, split_file, len(self.records), len(labels)
+            )
 
 
 def _file_names(name: str) -> tuple[str, str]:

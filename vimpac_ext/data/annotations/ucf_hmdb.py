@@ -7,9 +7,11 @@ from vimpac_ext.data.annotations.common import (
     check_records,
     find_file,
     find_folder,
+    id_of_path,
     nearest,
     read_lines,
 )
+from vimpac_ext.data.annotations.published import warn_of_other_size
 from vimpac_ext.files import sha256_of
 from vimpac_ext.registries import DATASETS
 from vimpac_ext.structures import VideoRecord
@@ -44,6 +46,7 @@ class UCF101:
         split_id: 1, 2 or 3; results are usually averaged over the three.
         annotation_folder: folder of the lists below the root.
         video_folder: folder of the class folders below the root.
+        check_size: whether to warn if there are more or fewer videos than published.
 
     Raises:
         FileNotFoundError: if the folder or a list is missing.
@@ -57,6 +60,7 @@ class UCF101:
         split_id: int = 1,
         annotation_folder: str = "ucfTrainTestlist",
         video_folder: str = "UCF-101",
+        check_size: bool = True,
     ) -> None:
         check_choice("split of UCF101", split, _SPLITS)
         check_choice("split_id of UCF101", split_id, _SPLIT_IDS)
@@ -73,6 +77,9 @@ class UCF101:
         ]
         check_records(self.records, list_file, lambda index: f"line {lines[index][0]}")
         self.fingerprint = sha256_of(type(self).__name__, split, class_file, list_file)
+        if check_size:
+            sizes = len(self.records), len(self.class_names)
+            warn_of_other_size(type(self).__name__, split, list_file, *sizes, split_id)
 
 
 @DATASETS.register()
@@ -90,6 +97,7 @@ class HMDB51:
         split_id: 1, 2 or 3; results are usually averaged over the three.
         annotation_folder: folder of the split files below the root.
         video_folder: folder of the class folders below the root.
+        check_size: whether to warn if there are more or fewer videos than published.
 
     Raises:
         FileNotFoundError: if the folder or the split files are missing.
@@ -103,6 +111,7 @@ class HMDB51:
         split_id: int = 1,
         annotation_folder: str = "testTrainMulti_7030_splits",
         video_folder: str = "hmdb51_org",
+        check_size: bool = True,
     ) -> None:
         check_choice("split of HMDB51", split, _SPLITS)
         check_choice("split_id of HMDB51", split_id, _SPLIT_IDS)
@@ -129,6 +138,9 @@ class HMDB51:
         check_records(self.records, folder, places.__getitem__)
         ordered = [files[name] for name in self.class_names]
         self.fingerprint = sha256_of(type(self).__name__, split, *self.class_names, *ordered)
+        if check_size:
+            sizes = len(self.records), len(self.class_names)
+            warn_of_other_size(type(self).__name__, split, folder, *sizes, split_id)
 
 
 def _read_class_names(path: Path) -> list[str]:
@@ -160,7 +172,7 @@ def _ucf_record(line: str, place: str, labels: dict[str, int], videos: Path) -> 
             f"{place}: index {index[0]} of {name!r} is not that of {class_name!r} in classInd.txt, "
             f"{label + 1}"
         )
-    video_id = str(Path(name).with_suffix(""))
+    video_id = id_of_path(name)
     return VideoRecord(str(videos / name), video_id, label)
 
 
