@@ -65,4 +65,4 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None]) -> None:
         if not mendable or os.environ.get("VIMPAC_EXT_TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))

@@ -29,7 +29,7 @@ from vimpac_ext.data.store_format import (
     view_checksum,
 )
 from vimpac_ext.data.store_index import index_record, read_index_file
-from vimpac_ext.data.store_shards import OpenShard, missing_bytes, open_unchecked
+from vimpac_ext.data.store_shards import OpenShard, missing_bytes, open_unchecked, writer_of
 
 _MAX_CRASHES = 10_000  # of one shard; behind that it is given up
 _MAX_ID_BYTES = 4096
@@ -86,11 +86,13 @@ def check_store(folder: str | Path, progress: bool = False) -> StoreCheck:
         progress: show a progress bar when on a terminal.
 
     Raises:
-        ValueError: the folder is not a token store.
+        ValueError: the folder is not a token store, or is being written.
     """
     folder = Path(folder).resolve()
     meta, result = read_meta(folder), StoreCheck()
     for shard_id, shard_folder in shard_folders(folder).items():
+        if (writer := writer_of(shard_folder)) != "nobody":
+            raise ValueError(f"{writer} is writing {shard_folder}; verify it afterwards")
         title = shard_folder.name if progress else None
         checker = _ShardChecker(shard_id, shard_folder, meta)
         checker.run(result, title)

@@ -194,9 +194,12 @@ def _close(folder: Path) -> None:
 def open_unchecked(folder: Path) -> OpenShard | None:
     """Open a shard for reading even if it is cut short; reading what is gone kills the process.
 
+    Closes it first if this process, or the one it was forked from, has it open.
+
     Raises:
         ValueError: it is damaged so much that LMDB notices.
     """
+    close_shard(folder)
     return _open_readonly(folder, check_length=False)
 
 
