@@ -17,7 +17,7 @@ import pytest
 
 from vimpac_ext.data.bad_videos import read_bad_videos
 from vimpac_ext.data.store_format import StoreMeta
-from vimpac_ext.data.store_index import INDEX_DTYPE
+from vimpac_ext.data.store_index import INDEX_DTYPE, StoreIndex, index_record
 from vimpac_ext.data.token_store import TokenStore
 from vimpac_ext.data.token_store_writer import TokenStoreWriter
 
@@ -210,6 +210,49 @@ def test_require_names_every_mismatch(tmp_path):
         "no view nowhere; it has 16center16",
     ):
         assert text in message
+
+
+@pytest.mark.parametrize(
+    ("stored", "wanted", "stride"), [(16, 16, 1), (16, 4, 4), (2, 0.5, 4), (29.97, 9.99, 3)]
+)
+def test_lower_rates(tmp_path, stored, wanted, stride):
+    write(tmp_path / "s", ["a"], replace(META, fps=float(stored)))
+    assert TokenStore(tmp_path / "s").stride_for(wanted) == stride
+
+
+@pytest.mark.parametrize("wanted", [3, 32, 5.0, 0, -4, 15.9])
+def test_rates_that_a_store_cannot_be_read_at(tmp_path, wanted):
+    write(tmp_path / "s", ["a"], replace(META, fps=16.0))
+    with pytest.raises(ValueError, match="has 16 frames per second .* it can at 16, 8, 5.33333, 4"):
+        TokenStore(tmp_path / "s").stride_for(wanted)
+
+
+def test_index_of_many_videos_against_a_dictionary(tmp_path):
+    """All shards, doubles in several of them, ids that are not there."""
+    generator = np.random.default_rng(0)
+    shards, expected = {}, {}
+    for shard_id in (0, 3, 7):
+        names = [f"v{i}" for i in generator.permutation(3000)[:1000]]
+        lengths = generator.integers(1, 100, 1000)
+        for number, (name, length) in enumerate(zip(names, lengths.tolist(), strict=True)):
+            expected.setdefault(name, (shard_id, number, length))
+        content = b"".join(
+            index_record(name.encode(), length)
+            for name, length in zip(names, lengths.tolist(), strict=True)
+        )
+        shards[shard_id] = np.frombuffer(content, INDEX_DTYPE)
+    index = StoreIndex(shards)
+    wanted = [f"v{i}" for i in range(3100)]
+    found = index.locate(wanted)
+    assert found.tolist() == [[*expected.get(name, (-1, -1, -1))] for name in wanted]
+    assert len(index) == len(expected)
+    assert index.num_doubles == 3000 - len(expected)
+    assert sorted(index.frame_counts().tolist()) == sorted(e[2] for e in expected.values())
+    numbers = index.numbers_by_shard()
+    assert {
+        (shard_id, number) for shard_id in numbers for number in numbers[shard_id].tolist()
+    } == {e[:2] for e in expected.values()}
+    assert StoreIndex({}).locate(["a"]).tolist() == [[-1, -1, -1]]
 
 
 def test_reading_errors(tmp_path):

@@ -6,6 +6,7 @@ goes on behind it.
 """
 
 import ctypes
+import faulthandler
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class _ShardChecker:
                     break
         if not ended:
             num_lost = len(read_index_file(self._folder)) - self._number.value
-            reason = f"data.mdb is damaged; {num_lost} videos in it cannot be read"
+            reason = f"data.mdb is damaged or cut short; {num_lost} videos cannot be read"
             result.problems.append(Problem(self._shard_id, -1, "", reason))
         result.num_read[self._shard_id] = self._number.value
         result.num_videos += self._num_good.value
@@ -190,6 +191,7 @@ class _ShardChecker:
 
     def _check(self, sender: Connection) -> None:
         """In the child: sends a `Problem` for everything wrong from ``self._number`` on."""
+        faulthandler.disable()  # its death is expected, and reported by the parent
         try:
             shard = open_unchecked(self._folder)
             if shard is None:

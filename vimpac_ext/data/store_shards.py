@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import lmdb
 
-from vimpac_ext.data.store_format import DATA_FILE, LOCK_FILE, token_key, video_key
+from vimpac_ext.data.store_format import DATA_FILE, INDEX_FILE, LOCK_FILE, token_key, video_key
 
+_LOCK_TABLE_BYTES = 8192  # for LMDB's default of 126 readers
+_EMPTY_BYTES = 8192  # of an LMDB file without content, at least
 _FLOCK = "hhqqi4x"  # Linux's struct flock: type, whence, start, length, owner
 
 
@@ -97,14 +99,21 @@ def open_shard_for_writing(folder: Path, map_size: int, sync: bool = True) -> Op
         if shard is not None and shard.pid == os.getpid() and shard.writable:
             raise ValueError(f"{folder} has a writer in this process already; close it first")
         _close(folder)
+        if _never_began(folder):
+            (folder / DATA_FILE).unlink(missing_ok=True)
         try:
+            _reserve_lock_table(folder)
             environment = lmdb.open(str(folder), map_size=map_size, max_dbs=2, sync=sync)
-        except lmdb.DiskError as error:
-            raise OSError(f"{folder / DATA_FILE} cannot be created: {error}") from error
+        except (lmdb.DiskError, OSError) as error:
+            raise OSError(f"{folder} cannot be written ({error}): is the disk full?") from error
         except lmdb.Error as error:
             raise ValueError(f"{folder / DATA_FILE} is damaged: {error}") from error
         _check_length(environment, folder / DATA_FILE)
-        videos, tokens = environment.open_db(b"videos"), environment.open_db(b"tokens")
+        try:
+            videos, tokens = environment.open_db(b"videos"), environment.open_db(b"tokens")
+        except lmdb.Error as error:
+            environment.close()
+            raise OSError(f"{folder} cannot be written ({error}): is the disk full?") from error
         inode = (folder / DATA_FILE).stat().st_ino
         shard = OpenShard(os.getpid(), True, inode, environment, videos, tokens)
         _OPEN_SHARDS[folder] = shard
@@ -172,6 +181,21 @@ def writer_of(folder: Path) -> str:
     return "nobody" if free else "another process"
 
 
+def _never_began(folder: Path) -> bool:
+    """Whether a shard has no LMDB, or half of one since the disk was full at its creation."""
+    file, index = folder / DATA_FILE, folder / INDEX_FILE
+    if not file.is_file():
+        return True
+    return file.stat().st_size < _EMPTY_BYTES and not (index.is_file() and index.stat().st_size)
+
+
+def _reserve_lock_table(folder: Path) -> None:
+    """LMDB maps this file into memory: a full disk would kill the process instead of raising."""
+    if hasattr(os, "posix_fallocate"):
+        with (folder / "lock.mdb").open("ab") as stream:
+            os.posix_fallocate(stream.fileno(), 0, _LOCK_TABLE_BYTES)
+
+
 def close_shard(folder: Path) -> None:
     """Close a shard if this process has it open; whoever reads it next opens it again."""
     with _CHANGING:
@@ -205,7 +229,7 @@ def open_unchecked(folder: Path) -> OpenShard | None:
 
 def _open_readonly(folder: Path, check_length: bool = True) -> OpenShard | None:
     file = folder / DATA_FILE
-    if not file.is_file() or file.stat().st_size == 0:
+    if _never_began(folder):
         return None
     try:
         environment = lmdb.open(
