@@ -227,6 +227,15 @@ def test_rates_that_a_store_cannot_be_read_at(tmp_path, wanted):
         TokenStore(tmp_path / "s").stride_for(wanted)
 
 
+def test_store_of_a_higher_rate_says_how_to_read_it(tmp_path):
+    write(tmp_path / "s", ["a"], replace(META, fps=16.0))
+    store = TokenStore(tmp_path / "s")
+    with pytest.raises(ValueError, match="set DATA.TARGET_FPS 16 and multiply .* by 4"):
+        store.require(fps=4.0)
+    with pytest.raises(ValueError, match="fps is 16.0, expected 5.0$"):
+        store.require(fps=5.0)
+
+
 def test_index_of_many_videos_against_a_dictionary(tmp_path):
     """All shards, doubles in several of them, ids that are not there."""
     generator = np.random.default_rng(0)

@@ -192,7 +192,8 @@ class CommittedIds:
         self._added: set[bytes] = set()
 
     def __contains__(self, video_id: str) -> bool:
-        return bool(self.contains([video_id])[0])
+        added = index_record(encode_id(video_id), 0)[:16] in self._added
+        return added or bool(self._index.locate([video_id])[0, 0] >= 0)
 
     def __len__(self) -> int:
         return len(self._index) + len(self._added)

@@ -202,14 +202,17 @@ class TokenStore:
         Raises:
             ValueError: the store's rate is not a multiple of it.
         """
-        stride = round(self.meta.fps / fps) if fps > 0 else 0
-        if stride < 1 or abs(stride * fps - self.meta.fps) > 1e-6 * self.meta.fps:
+        if not self._is_multiple_of(fps):
             valid = ", ".join(f"{self.meta.fps / n:g}" for n in range(1, 9))
             raise ValueError(
                 f"the token store {self.folder} has {self.meta.fps:g} frames per second and cannot "
                 f"be read at {fps:g}; it can at {valid}, ..."
             )
-        return stride
+        return round(self.meta.fps / fps)
+
+    def _is_multiple_of(self, fps: float) -> bool:
+        stride = round(self.meta.fps / fps) if fps > 0 else 0
+        return stride >= 1 and abs(stride * fps - self.meta.fps) <= 1e-6 * self.meta.fps
 
     def require(
         self,
@@ -239,6 +242,12 @@ class TokenStore:
             for name, value in expected.items()
             if value is not None and value != getattr(self.meta, name)
         ]
+        if fps is not None and fps != self.meta.fps and self._is_multiple_of(fps):
+            stride = self.stride_for(fps)
+            problems.append(
+                f"to take every {stride}th of its frames, set DATA.TARGET_FPS {self.meta.fps:g} and "
+                f"multiply DATA.SAMPLING_RATE by {stride}"
+            )
         missing = [view for view in views if view not in self._views]
         if missing:
             problems.append(f"no view {', '.join(missing)}; it has {', '.join(self._views)}")
