@@ -31,6 +31,7 @@ LAYERS = {
     "plugins": 2,
     "catalogue": 3,
     "engine": 3,
+    "benchmarks": 4,
     "command_line": 3,
 }
 

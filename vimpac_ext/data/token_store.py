@@ -149,11 +149,11 @@ class TokenStore:
         """As `read`, for a video located before."""
         if view not in self._views:
             self.require(views=[view])
-        indices = np.asarray(frame_indices, np.int64)
+        indices: list[int] = np.asarray(frame_indices, np.int64).tolist()
         shard_id, number, num_frames = location
-        if len(indices) and (indices.min() < 0 or indices.max() >= num_frames):
+        if indices and (min(indices) < 0 or max(indices) >= num_frames):
             raise ValueError(
-                f"frames {indices.min()} to {indices.max()} asked of video "
+                f"frames {min(indices)} to {max(indices)} asked of video "
                 f"{self._name(location)}, which has "
                 f"{num_frames} frames in the token store {self.folder}"
             )
@@ -165,10 +165,10 @@ class TokenStore:
                 if value is None or len(value) != num_frames * self._dtype.itemsize:
                     raise ValueError(f"{self._damage(location)} in view {view}: wrong length")
                 # A view of the mapped file: only the pages of the frames taken are read.
-                frames = np.frombuffer(value, self._dtype)[indices]
+                frames = np.frombuffer(value, self._dtype)[np.array(indices, np.int64)]
         except lmdb.Error as error:
             raise ValueError(f"{self._damage(location)} in view {view}: {error}") from error
-        if damaged := damaged_frames(frames, indices.tolist()):
+        if damaged := damaged_frames(frames, indices):
             raise ValueError(
                 f"{self._damage(location)} in view {view}: wrong checksum of frame {damaged[0]}"
             )
@@ -245,8 +245,8 @@ class TokenStore:
         if fps is not None and fps != self.meta.fps and self._is_multiple_of(fps):
             stride = self.stride_for(fps)
             problems.append(
-                f"to take every {stride}th of its frames, set DATA.TARGET_FPS {self.meta.fps:g} and "
-                f"multiply DATA.SAMPLING_RATE by {stride}"
+                f"to take every {stride}th of its frames, set DATA.TARGET_FPS {self.meta.fps:g} "
+                f"and multiply DATA.SAMPLING_RATE by {stride}"
             )
         missing = [view for view in views if view not in self._views]
         if missing:
