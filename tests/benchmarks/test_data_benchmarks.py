@@ -36,11 +36,18 @@ def test_opening(tmp_path):
     assert all(number >= 0 for number in rows.values())
 
 
-def test_speeds_are_medians_of_work_per_time():
-    calls = []
-    speeds = speeds_in_turns({"a": lambda: calls.append("a") or 5, "b": lambda: 1}, 0.01)
-    assert speeds["a"].per_second > speeds["b"].per_second > 0
-    assert speeds["a"].cpu_ms < speeds["b"].cpu_ms
+def test_speeds_are_medians_of_work_per_time(monkeypatch):
+    clock, milliseconds = [0.0], iter([999, 10, 10, 30, 10, 20])  # first to warm up
+
+    def work():
+        clock[0] += next(milliseconds) / 1000
+        return 5
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("time.process_time", lambda: clock[0] / 2)
+    speed = speeds_in_turns({"a": work}, 5 * 0.009)["a"]
+    assert speed.per_second == pytest.approx(5 / 0.01)
+    assert speed.cpu_ms == pytest.approx(10 / 5 / 2)
 
 
 def test_result_as_text():
@@ -48,14 +55,18 @@ def test_result_as_text():
     assert text.splitlines() == ["title", "  short        1,234", "  longer name  0.25"]
 
 
-def test_tool_writes_numbers_and_machine(tmp_path, capsys):
+def test_tool_writes_numbers_and_machine(tmp_path, capsys, monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmark_tool", ROOT / "tools/benchmark.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(
+        "vimpac_ext.benchmarks.token_loader.measure_token_loader",
+        lambda folder, seconds: measure_token_loader(folder, 2, 10, seconds),
+    )
     output = tmp_path / "numbers.json"
-    words = ["data", "--only", "extraction", "--seconds", "0.01", "--tokenizer", "none"]
-    assert module.main([*words, "--fps", "1", "--output", str(output)]) == 0
+    words = ["data", "--only", "loader", "--seconds", "0.01", "--output", str(output)]
+    assert module.main(words) == 0
     content = json.loads(output.read_text())
     assert content["machine"]["cores"] >= 1
-    assert content["results"][0]["title"].startswith("extraction, 16 videos")
-    assert "extraction, 2 workers, frames/s" in capsys.readouterr().out
+    assert content["results"][0]["title"].startswith("token loader, 2 videos x 10 frames")
+    assert "whole records, samples/s" in capsys.readouterr().out
