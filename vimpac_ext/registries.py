@@ -38,7 +38,8 @@ TOKENIZERS = _registry(
     ``encode(frames: float (N, 3, H, W) in [0, 1]) -> int64 (N, H/stride, W/stride)`` and
     ``decode(tokens: int64 (N, h, w)) -> float (N, 3, h*stride, w*stride) in [0, 1]`` where it can.
     Attributes: ``vocab_size: int``, ``stride: int``, ``fingerprint: str`` (name and hash of the
-    weights).
+    weights); optional ``precision: str``, "fp32" or "bf16", which extraction sets and ``encode``
+    obeys (else it runs under autocast).
     """,
 )
 

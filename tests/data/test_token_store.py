@@ -17,7 +17,7 @@ import pytest
 
 from vimpac_ext.data.bad_videos import read_bad_videos
 from vimpac_ext.data.store_format import StoreMeta
-from vimpac_ext.data.store_index import INDEX_DTYPE
+from vimpac_ext.data.store_index import INDEX_DTYPE, StoreIndex, index_record
 from vimpac_ext.data.token_store import TokenStore
 from vimpac_ext.data.token_store_writer import TokenStoreWriter
 
@@ -97,17 +97,19 @@ def test_raw_layout_is_as_documented(tmp_path):
     """Another program can read the LMDB knowing only the docstring of store_format."""
     write(tmp_path / "s", ["a", "b"])
     meta = json.loads((tmp_path / "s" / "meta.json").read_text())
-    assert meta["format_version"] == 1
+    assert meta["format_version"] == 2
     with lmdb.open(str(tmp_path / "s" / "shard_00000"), max_dbs=2, readonly=True) as environment:
         videos = environment.open_db(b"videos", create=False)
         tokens = environment.open_db(b"tokens", create=False)
         with environment.begin() as transaction:
             header = transaction.get(struct.pack(">Q", 1), db=videos)
             value = transaction.get(struct.pack(">QH", 1, 1), db=tokens)
-    expected = tokens_of("b", 2)["16center16_hflip"].astype("<u2").tobytes()
+    frames = [f.tobytes() for f in tokens_of("b", 2)["16center16_hflip"].astype("<u2")]
+    checksums = [zlib.crc32(frame, i).to_bytes(4, "little") for i, frame in enumerate(frames)]
+    expected = frames[0] + checksums[0] + frames[1] + checksums[1]
     assert value == expected
     assert header[12:] == b"b"
-    assert struct.unpack("<III", header[:12])[::2] == (2, zlib.crc32(expected))
+    assert struct.unpack("<III", header[:12])[::2] == (2, zlib.crc32(b"b" + expected))
 
 
 def test_continues_and_knows_what_is_done(tmp_path):
@@ -210,6 +212,58 @@ def test_require_names_every_mismatch(tmp_path):
         assert text in message
 
 
+@pytest.mark.parametrize(
+    ("stored", "wanted", "stride"), [(16, 16, 1), (16, 4, 4), (2, 0.5, 4), (29.97, 9.99, 3)]
+)
+def test_lower_rates(tmp_path, stored, wanted, stride):
+    write(tmp_path / "s", ["a"], replace(META, fps=float(stored)))
+    assert TokenStore(tmp_path / "s").stride_for(wanted) == stride
+
+
+@pytest.mark.parametrize("wanted", [3, 32, 5.0, 0, -4, 15.9])
+def test_rates_that_a_store_cannot_be_read_at(tmp_path, wanted):
+    write(tmp_path / "s", ["a"], replace(META, fps=16.0))
+    with pytest.raises(ValueError, match="has 16 frames per second .* it can at 16, 8, 5.33333, 4"):
+        TokenStore(tmp_path / "s").stride_for(wanted)
+
+
+def test_store_of_a_higher_rate_says_how_to_read_it(tmp_path):
+    write(tmp_path / "s", ["a"], replace(META, fps=16.0))
+    store = TokenStore(tmp_path / "s")
+    with pytest.raises(ValueError, match="set DATA.TARGET_FPS 16 and multiply .* by 4"):
+        store.require(fps=4.0)
+    with pytest.raises(ValueError, match="fps is 16.0, expected 5.0$"):
+        store.require(fps=5.0)
+
+
+def test_index_of_many_videos_against_a_dictionary(tmp_path):
+    """All shards, doubles in several of them, ids that are not there."""
+    generator = np.random.default_rng(0)
+    shards, expected = {}, {}
+    for shard_id in (0, 3, 7):
+        names = [f"v{i}" for i in generator.permutation(3000)[:1000]]
+        lengths = generator.integers(1, 100, 1000)
+        for number, (name, length) in enumerate(zip(names, lengths.tolist(), strict=True)):
+            expected.setdefault(name, (shard_id, number, length))
+        content = b"".join(
+            index_record(name.encode(), length)
+            for name, length in zip(names, lengths.tolist(), strict=True)
+        )
+        shards[shard_id] = np.frombuffer(content, INDEX_DTYPE)
+    index = StoreIndex(shards)
+    wanted = [f"v{i}" for i in range(3100)]
+    found = index.locate(wanted)
+    assert found.tolist() == [[*expected.get(name, (-1, -1, -1))] for name in wanted]
+    assert len(index) == len(expected)
+    assert index.num_doubles == 3000 - len(expected)
+    assert sorted(index.frame_counts().tolist()) == sorted(e[2] for e in expected.values())
+    numbers = index.numbers_by_shard()
+    assert {
+        (shard_id, number) for shard_id in numbers for number in numbers[shard_id].tolist()
+    } == {e[:2] for e in expected.values()}
+    assert StoreIndex({}).locate(["a"]).tolist() == [[-1, -1, -1]]
+
+
 def test_reading_errors(tmp_path):
     write(tmp_path / "s", ["a", "b"])
     store = TokenStore(tmp_path / "s")
@@ -233,7 +287,8 @@ def test_not_a_store(tmp_path):
         ("{", "not valid JSON"),
         ("[]", "format None is unknown"),
         ('{"format_version": 9}', "format 9 is unknown"),
-        ('{"format_version": 1, "colour": 2}', "unknown fields \\['colour'\\]"),
+        ('{"format_version": 1}', "format 1 is unknown; .* reads format 2, extract .* again"),
+        ('{"format_version": 2, "colour": 2}', "unknown fields \\['colour'\\]"),
     ]:
         (tmp_path / "meta.json").write_text(text)
         with pytest.raises(ValueError, match=reason):
@@ -271,17 +326,22 @@ def test_wrong_tokens_are_refused_whole(tmp_path, change, reason):
     assert len(TokenStore(tmp_path / "s")) == 0
 
 
-def test_damage_is_found(tmp_path):
+@pytest.mark.parametrize("frame", [0, 2])
+def test_flipped_bit_is_found_by_verify_and_by_reading_its_frame(tmp_path, frame):
+    """Also a bit that turns a token into another valid one."""
     write(tmp_path / "s", NAMES[:3])
     file = tmp_path / "s" / "shard_00000" / "data.mdb"
     content = bytearray(file.read_bytes())
-    tokens = tokens_of(NAMES[2], 3)["16center16"].astype("<u2").tobytes()
-    content[content.index(tokens) + 7] ^= 4
+    expected = tokens_of(NAMES[2], 3)["16center16"]
+    content[content.index(expected[frame].astype("<u2").tobytes()) + 6] ^= 1
     file.write_bytes(content)
     store = TokenStore(tmp_path / "s")
     store.verify(NAMES[0])
     with pytest.raises(ValueError, match="ü–文.* is damaged in view 16center16: wrong checksum"):
         store.verify(NAMES[2])
+    with pytest.raises(ValueError, match=f"ü–文.* 16center16: wrong checksum of frame {frame}"):
+        store.read(NAMES[2], "16center16", [1, frame])
+    np.testing.assert_array_equal(store.read(NAMES[2], "16center16", [1]), expected[[1]])
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.9])
@@ -401,7 +461,7 @@ def test_full_disk_keeps_what_was_committed(tmp_path):
         with TokenStoreWriter(tmp_path / "s", meta) as writer:
             for number in range(6):
                 writer.add(str(number), tokens)
-            with pytest.raises(OSError, match="is the disk full. The 6 videos before it are safe"):
+            with pytest.raises(OSError, match="'6' could not .* is the disk full. The 6 videos in"):
                 writer.add("6", tokens)
             assert len(writer.done) == 6
     finally:

@@ -1,6 +1,7 @@
 """Extraction: right tokens, nothing lost or doubled whatever happens, bad videos named."""
 
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -16,11 +17,13 @@ import torch
 from torch import nn
 
 from vimpac_ext.data.decode import VideoDecodeError, VideoReader
-from vimpac_ext.data.spatial_views import SpatialView
+from vimpac_ext.data.spatial_views import SpatialView, spatial_views
+from vimpac_ext.data.store_check import check_store
 from vimpac_ext.data.synthetic import encode_webm
 from vimpac_ext.data.token_store import TokenStore
 from vimpac_ext.structures import VideoRecord
 from vimpac_ext.tasks.extract_tokens import extract
+from vimpac_ext.tokenizers import VQVAETokenizer
 
 VIEWS = (SpatialView(16, "top", 16, flip=False), SpatialView(20, "bottom", 16, flip=True))
 FPS = 6
@@ -119,16 +122,87 @@ def test_every_frame_of_every_view(records, tmp_path, options):
     assert summary.seconds >= summary.tokenizer_seconds > 0
     assert summary.decode_seconds > 0
     assert summary.frames_per_second == summary.num_frames / summary.seconds
-    assert max(tokenizer.batches) <= max(options.get("batch_size", 6), 2)
+    assert set(tokenizer.batches) == {max(options.get("batch_size", 6) // 2 * 2, 2)}
+    assert 0 < summary.decoder_share < 1
+    assert summary.tokenizer_share == summary.tokenizer_seconds / summary.seconds
 
 
-def test_batches_depend_on_the_video_only(records, tmp_path):
-    """So that an interrupted extraction cannot change a token through another batch size."""
-    together, one_by_one = MeanColour(), MeanColour()
-    run(records, tmp_path / "a", together)
+class BatchSensitive(MeanColour):
+    """Like real libraries, only worse: another number of images gives other tokens."""
+
+    def encode(self, frames):
+        return (super().encode(frames) + len(frames)) % self.vocab_size
+
+
+def test_tokens_do_not_depend_on_the_videos_beside(records, tmp_path):
+    """So that an interrupted extraction, or one with other shards, gives the same tokens."""
+    tokenizer = BatchSensitive()
+    run(records, tmp_path / "together", tokenizer)
+    assert set(tokenizer.batches) == {6}
     for record in records:
-        run([record], tmp_path / "b", one_by_one)
-    assert together.batches == one_by_one.batches
+        run([record], tmp_path / "one by one", BatchSensitive())
+    run(records[::-1], tmp_path / "backwards", BatchSensitive(), num_workers=4)
+    expected = content(tmp_path / "together")
+    assert_same(content(tmp_path / "one by one"), expected)
+    assert_same(content(tmp_path / "backwards"), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batches_over_several_videos_are_exact(records, tmp_path, precision):
+    """With a real network, whose logits do differ for another batch size."""
+    options = {"batch_size": 7, "precision": precision, "views": VIEWS[:1]}
+    run(records, tmp_path / "together", VQVAETokenizer(), **options)
+    run(records[3:4], tmp_path / "alone", VQVAETokenizer(), **options)
+    alone, together = content(tmp_path / "alone"), content(tmp_path / "together")
+    assert_same(alone, {key: together[key] for key in alone})
+
+
+def test_views_of_one_size_share_the_resizing(records, tmp_path, monkeypatch):
+    sizes = []
+    module = importlib.import_module("vimpac_ext.data.spatial_views")
+    resize = module._resize_shorter_side
+    monkeypatch.setattr(
+        module,
+        "_resize_shorter_side",
+        lambda frames, size: sizes.append(size) or resize(frames, size),
+    )
+    views = spatial_views("resize2_crop3_flip2", 16)
+    run(records[:1], tmp_path / "s", views=views, batch_size=12)
+    assert sorted(sizes) == [16, 20]
+    for view in views:
+        with VideoReader(records[0].path) as reader:
+            frames = view(np.stack(list(reader.iter_frames(FPS))))
+        expected = MeanColour().encode(torch.from_numpy(frames).permute(0, 3, 1, 2) / 255)
+        np.testing.assert_array_equal(
+            content(tmp_path / "s")["class/0", view.name], expected.numpy()
+        )
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (2, 5), (4, 1)])
+def test_another_number_of_shards_loses_and_doubles_nothing(records, tmp_path, counts):
+    """The first number of processes does a part, the second the rest."""
+    before, after = counts
+    for shard_id in range(before - 1):  # the last one never got to work
+        run(records, tmp_path / "s", shard_id=shard_id, num_shards=before)
+    summaries = [
+        run(records, tmp_path / "s", shard_id=shard_id, num_shards=after)
+        for shard_id in range(after)
+    ]
+    store = TokenStore(tmp_path / "s")
+    assert store.num_doubles == 0
+    assert_same(content(tmp_path / "s"), by_hand(records))
+    assert sum(summary.num_videos for summary in summaries) == len(records)
+    assert sum(summary.num_extracted for summary in summaries) == len(records[before - 1 :: before])
+
+
+def test_video_committed_before_its_index_record_is_not_done_again(records, tmp_path):
+    """Killed between the two, and started again with another number of shards."""
+    run(records[:4], tmp_path / "s", shard_id=0, num_shards=2)
+    (tmp_path / "s/shard_00000/index.bin").write_bytes(b"")
+    summary = run(records[:4], tmp_path / "s", shard_id=1, num_shards=3)
+    assert (summary.num_videos, summary.num_already_done) == (1, 0)
+    summary = run(records[:4], tmp_path / "s", shard_id=2, num_shards=3)
+    assert (summary.num_videos, summary.num_already_done) == (1, 1)
 
 
 def test_segment(records, tmp_path):
@@ -171,9 +245,9 @@ def test_bad_videos_are_skipped_and_listed(records, with_bad, tmp_path):
     mixed, bad = with_bad
     for _ in range(2):  # the second run tries them again
         summary = run(mixed, tmp_path / "s", on_bad_video="skip")
-        assert [entry.video_id for entry in summary.bad_videos] == [b.video_id for b in bad]
+        assert {entry.video_id for entry in summary.bad_videos} == {b.video_id for b in bad}
         lines = (tmp_path / "s" / "bad_videos.jsonl").read_text().splitlines()
-        assert [json.loads(line)["path"] for line in lines] == [b.path for b in bad]
+        assert sorted(json.loads(line)["path"] for line in lines) == sorted(b.path for b in bad)
         assert all(json.loads(line)["reason"] for line in lines)
         assert_same(content(tmp_path / "s"), by_hand(records[:3]))
     assert (summary.num_already_done, summary.num_extracted) == (3, 0)
@@ -181,14 +255,14 @@ def test_bad_videos_are_skipped_and_listed(records, with_bad, tmp_path):
     Path(bad[0].path).write_bytes(Path(records[0].path).read_bytes())
     run(mixed, tmp_path / "s", on_bad_video="skip")
     lines = (tmp_path / "s" / "bad_videos.jsonl").read_text().splitlines()
-    assert [json.loads(line)["video_id"] for line in lines] == ["empty", "missing", "cut"]
+    assert sorted(json.loads(line)["video_id"] for line in lines) == ["cut", "empty", "missing"]
     assert "text" in TokenStore(tmp_path / "s")
 
 
 def test_bad_video_stops_with_its_name(records, with_bad, tmp_path):
     mixed, bad = with_bad
     with pytest.raises(VideoDecodeError, match=bad[0].path):
-        run(mixed, tmp_path / "s")
+        run(mixed, tmp_path / "s", num_workers=1)
     assert_same(content(tmp_path / "s"), by_hand(records[:1]))  # what was done stays
     assert "text" in (tmp_path / "s" / "bad_videos.jsonl").read_text()
     summary = run([r for r in mixed if r not in bad], tmp_path / "s")
@@ -225,6 +299,7 @@ def test_bf16_reaches_the_tokenizer(records, tmp_path):
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_workers": 0}, "num_workers is 0"),
+        ({"shard_id": 2, "num_shards": 2}, "shard_id 2 is not in 0..1"),
         ({"precision": "fp8"}, "'fp8' is unknown; choose from fp32, bf16"),
         ({"on_bad_video": "hide"}, "'hide' is unknown; choose from error, skip"),
         ({"views": ()}, "of one size"),
@@ -256,7 +331,7 @@ sys.path.insert(0, {folder!r})
 from test_extract_tokens import MeanColour, VideoRecord, run
 class Slow(MeanColour):
     def encode(self, frames):
-        time.sleep(0.003)
+        time.sleep(0.02)
         return super().encode(frames)
 Slow.__name__ = "MeanColour"
 records = [VideoRecord(path, video_id) for path, video_id in json.loads({records!r})]
@@ -270,30 +345,44 @@ for line in sys.stdin:
 """
 
 
-def test_killed_at_random_moments(records, tmp_path):
-    """SIGKILL again and again: in the end the store is that of an unbroken extraction."""
+def kill_again_and_again(records, folder, num_kills, longest):
+    """SIGKILL at random moments; checks the store after each, and the end result."""
+    store = folder / "s"
     pairs = [(r.path, f"{copy}/{r.video_id}") for copy in range(6) for r in records]
     program = FORK_SERVER.format(
-        folder=str(Path(__file__).parent), records=json.dumps(pairs), store=str(tmp_path / "s")
+        folder=str(Path(__file__).parent), records=json.dumps(pairs), store=str(store)
     )
+    records = [VideoRecord(path, video_id) for path, video_id in pairs]
+    run(records, folder / "unbroken")
+    unbroken = content(folder / "unbroken")
     clock, sizes, statuses = random.Random(0), [0], []
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
-        for _ in range(20):
+        while len(statuses) < num_kills:
             server.stdin.write("go\n")
             server.stdin.flush()
             pid = int(server.stdout.readline())
-            time.sleep(clock.uniform(0.0, 0.1))
+            time.sleep(clock.uniform(0.0, longest))
             with contextlib.suppress(ProcessLookupError):  # it may have finished
                 os.kill(pid, signal.SIGKILL)
             statuses.append(int(server.stdout.readline()))
-            if (tmp_path / "s" / "meta.json").exists():
-                sizes.append(len(content(tmp_path / "s")))
-    assert statuses.count(signal.SIGKILL) >= 5
+            if (store / "meta.json").exists():
+                so_far = content(store)
+                sizes.append(len(so_far))
+                assert_same(so_far, {key: unbroken[key] for key in so_far})
     assert sizes == sorted(sizes)
-    records = [VideoRecord(path, video_id) for path, video_id in pairs]
-    summary = run(records, tmp_path / "s")
+    summary = run(records, store)
     assert summary.num_already_done + summary.num_extracted == len(records)
-    run(records, tmp_path / "unbroken")
-    assert_same(content(tmp_path / "s"), content(tmp_path / "unbroken"))
+    assert_same(content(store), unbroken)
+    assert check_store(store).problems == []
+    return statuses.count(signal.SIGKILL)
+
+
+def test_killed_at_three_random_moments(records, tmp_path):
+    assert kill_again_and_again(records, tmp_path, 3, longest=0.4) == 3
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(records, tmp_path):
+    assert kill_again_and_again(records, tmp_path, 20, longest=0.25) >= 18

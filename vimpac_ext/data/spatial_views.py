@@ -70,12 +70,29 @@ class SpatialView:
         Returns:
             uint8 (N, size, size, 3).
         """
-        resized = _resize_shorter_side(frames, self.resize)
+        return self.cut(_resize_shorter_side(frames, self.resize))
+
+    def cut(self, resized: np.ndarray) -> np.ndarray:
+        """Crops and flips frames whose shorter side is ``resize`` already."""
         position = CROPS.index(self.crop)  # in halves of the room that the crop leaves
         top = position * (resized.shape[1] - self.size) // 2
         left = position * (resized.shape[2] - self.size) // 2
         cropped = resized[:, top : top + self.size, left : left + self.size]
         return np.ascontiguousarray(cropped[:, :, ::-1] if self.flip else cropped)
+
+
+def cut_views(frames: np.ndarray, views: Sequence[SpatialView]) -> np.ndarray:
+    """Applies several views of one size; frames are resized once for all views that share it.
+
+    Args:
+        frames: uint8 (N, H, W, 3).
+        views: V of them.
+
+    Returns:
+        uint8 (N, V, size, size, 3).
+    """
+    resized = {resize: _resize_shorter_side(frames, resize) for resize in {v.resize for v in views}}
+    return np.stack([view.cut(resized[view.resize]) for view in views], axis=1)
 
 
 def spatial_views(names: str | Sequence[str], size: int) -> tuple[SpatialView, ...]:

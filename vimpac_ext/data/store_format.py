@@ -9,22 +9,25 @@ A store is a folder::
     shard_00000/writer.lock     held while a writer is at work
 
 Each LMDB has two named databases. ``videos``: number (commit order, 8 bytes big-endian) -> header
-(number of frames, one CRC-32 per view, video id). ``tokens``: number and position of the view in
-``meta.views`` (2 bytes) -> the tokens (frames, h, w), row-major, little-endian, nothing else; so a
-frame lies at a known offset and reading a clip touches only its own pages. Both are written in one
-transaction per video and only ever grow at the end.
+(number of frames, one `view_checksum` per view, video id). ``tokens``: number and position of the
+view in ``meta.views`` (2 bytes) -> the frames one after the other, each as its h * w tokens,
+row-major and little-endian, followed by their CRC-32 (4 bytes, started at the frame's index). So a
+frame lies at a known offset, reading a clip touches only its own pages, and damage is noticed when
+it is read. Both are written in one transaction per video and only ever grow at the end.
 """
 
 import dataclasses
 import json
 import struct
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META_FILE = "meta.json"
 DATA_FILE = "data.mdb"
 INDEX_FILE = "index.bin"
@@ -67,6 +70,11 @@ class StoreMeta:
                 return np.dtype(name)
         return np.dtype("<u4")
 
+    @property
+    def frame_dtype(self) -> np.dtype[Any]:
+        """A stored frame: "tokens" (h, w) and "checksum"."""
+        return np.dtype([("tokens", self.token_dtype, self.grid), ("checksum", "<u4")])
+
     def to_json(self) -> str:
         """The content of meta.json."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -90,7 +98,7 @@ class StoreMeta:
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{source}: token store format {version!r} is unknown; this version of vimpac_ext "
-                f"reads format {FORMAT_VERSION}"
+                f"reads format {FORMAT_VERSION}, extract the tokens again"
             )
         expected = {field.name for field in dataclasses.fields(cls)}
         if set(values) != expected:
@@ -147,11 +155,44 @@ def token_key(number: int, view: int) -> bytes:
     return struct.pack(">QH", number, view)
 
 
+def pack_frames(tokens: np.ndarray, meta: StoreMeta) -> bytes:
+    """The value in the ``tokens`` database for tokens (frames, h, w) within the vocabulary."""
+    frames = np.zeros(len(tokens), meta.frame_dtype)
+    frames["tokens"] = tokens
+    frames["checksum"] = _checksums(frames, range(len(frames)))
+    return frames.tobytes()
+
+
+def view_checksum(value: bytes | memoryview, video_id: bytes) -> int:
+    """CRC-32 of a view's value that also tells whose it is, for `VideoHeader`."""
+    return zlib.crc32(value, zlib.crc32(video_id))
+
+
+def damaged_frames(frames: np.ndarray, indices: Sequence[int]) -> list[int]:
+    """Those of the frames (of `StoreMeta.frame_dtype`) whose tokens are not as they were written.
+
+    Args:
+        frames: as read.
+        indices: their positions in the video.
+    """
+    stored, found = frames["checksum"].tolist(), _checksums(frames, indices)
+    if stored == found:
+        return []
+    return [i for i, a, b in zip(indices, stored, found, strict=True) if a != b]
+
+
+def _checksums(frames: np.ndarray, indices: Sequence[int]) -> list[int]:
+    content, size = memoryview(frames.tobytes()), frames.dtype.itemsize
+    return [
+        zlib.crc32(content[k * size : (k + 1) * size - 4], index) for k, index in enumerate(indices)
+    ]
+
+
 class VideoHeader(NamedTuple):
     """What a store knows about a video besides its tokens."""
 
     num_frames: int
-    checksums: tuple[int, ...]  # CRC-32 of each view's bytes, in the order of meta.views
+    checksums: tuple[int, ...]  # `view_checksum` of each view, in the order of meta.views
     video_id: bytes
 
     def pack(self) -> bytes:
@@ -160,7 +201,13 @@ class VideoHeader(NamedTuple):
         return numbers + self.video_id
 
     @classmethod
-    def unpack(cls, value: bytes, num_views: int) -> "VideoHeader":
-        """Read the value in the ``videos`` database."""
+    def unpack(cls, value: bytes | memoryview, num_views: int) -> "VideoHeader":
+        """Read the value in the ``videos`` database.
+
+        Raises:
+            ValueError: it is too short.
+        """
+        if len(value) <= 4 * (1 + num_views):
+            raise ValueError(f"a header of {len(value)} bytes")
         num_frames, *checksums = struct.unpack_from(f"<{1 + num_views}I", value)
         return cls(num_frames, tuple(checksums), bytes(value[4 * (1 + num_views) :]))

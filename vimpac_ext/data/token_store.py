@@ -1,18 +1,21 @@
 """Reading single clips from token stores. Layout of the files: `vimpac_ext.data.store_format`."""
 
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 
+from vimpac_ext.data.store_check import video_problems
 from vimpac_ext.data.store_format import (
     StoreMeta,
     VideoHeader,
+    damaged_frames,
     encode_id,
     read_meta,
     shard_folders,
+    shard_name,
     token_key,
     video_key,
 )
@@ -44,7 +47,7 @@ class TokenStore:
         for shard_folder in self._shard_folders.values():
             close_replaced_shard(shard_folder)
         self._index = StoreIndex.load(self.folder, len(self.meta.views))
-        self._dtype = self.meta.token_dtype
+        self._dtype = self.meta.frame_dtype
         self._views = {name: position for position, name in enumerate(self.meta.views)}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,14 +63,40 @@ class TokenStore:
         return bool(self._index.locate([video_id])[0, 0] >= 0)
 
     @property
+    def num_shards(self) -> int:
+        """Shards of the store, empty ones included."""
+        return len(self._shard_folders)
+
+    @property
+    def num_doubles(self) -> int:
+        """Committed videos that another shard has, too; each counts and is read once."""
+        return self._index.num_doubles
+
+    def frame_counts(self) -> np.ndarray:
+        """Lengths of all videos: (N,), in no particular order."""
+        return self._index.frame_counts()
+
+    @property
     def video_ids(self) -> list[str]:
         """Ids of all videos, shard by shard in commit order; reads every header."""
-        ids = []
+        return [video_id for video_id, _ in self.iterate()]
+
+    def iterate(self) -> Iterator[tuple[str, Location]]:
+        """Every video and where it is, shard by shard in commit order, one at a time.
+
+        Raises:
+            ValueError: a header is damaged.
+        """
         for shard_id, numbers in self._index.numbers_by_shard().items():
-            headers = iterate_headers(self._shard(shard_id), len(self._views))
-            wanted = set(numbers.tolist())
-            ids += [h.video_id for number, h in enumerate(headers) if number in wanted]
-        return [video_id.decode("utf-8", "surrogateescape") for video_id in ids]
+            folder, shard = self._shard_folders[shard_id], self._shard(shard_id)
+            wanted = iter(numbers.tolist())
+            next_wanted = next(wanted, None)
+            with shard.errors(folder):
+                for number, header in enumerate(iterate_headers(shard, len(self._views))):
+                    if number == next_wanted:
+                        video_id = header.video_id.decode("utf-8", "surrogateescape")
+                        yield video_id, Location(shard_id, number, header.num_frames)
+                        next_wanted = next(wanted, None)
 
     def num_frames(self, video_id: str) -> int:
         """Number of frames of a video at the store's rate.
@@ -120,24 +149,30 @@ class TokenStore:
         """As `read`, for a video located before."""
         if view not in self._views:
             self.require(views=[view])
-        indices = np.asarray(frame_indices, np.int64)
+        indices: list[int] = np.asarray(frame_indices, np.int64).tolist()
         shard_id, number, num_frames = location
-        if len(indices) and (indices.min() < 0 or indices.max() >= num_frames):
+        if indices and (min(indices) < 0 or max(indices) >= num_frames):
             raise ValueError(
-                f"frames {indices.min()} to {indices.max()} asked of video "
-                f"{self._header(location).video_id.decode(errors='replace')!r}, which has "
+                f"frames {min(indices)} to {max(indices)} asked of video "
+                f"{self._name(location)}, which has "
                 f"{num_frames} frames in the token store {self.folder}"
             )
         shard = self._shard(shard_id)
         key = token_key(number, self._views[view])
-        with shard.environment.begin(db=shard.tokens, buffers=True) as transaction:
-            value = transaction.get(key)
-            expected = num_frames * self.meta.grid[0] * self.meta.grid[1] * self._dtype.itemsize
-            if value is None or len(value) != expected:
-                raise ValueError(f"{self._damage(location)} in view {view}: wrong length")
-            # A view of the mapped file: only the pages of the frames that are copied are read.
-            frames = np.frombuffer(value, self._dtype).reshape(num_frames, *self.meta.grid)
-            return frames[indices].astype(np.int64)
+        try:
+            with shard.environment.begin(db=shard.tokens, buffers=True) as transaction:
+                value = transaction.get(key)
+                if value is None or len(value) != num_frames * self._dtype.itemsize:
+                    raise ValueError(f"{self._damage(location)} in view {view}: wrong length")
+                # A view of the mapped file: only the pages of the frames taken are read.
+                frames = np.frombuffer(value, self._dtype)[np.array(indices, np.int64)]
+        except lmdb.Error as error:
+            raise ValueError(f"{self._damage(location)} in view {view}: {error}") from error
+        if damaged := damaged_frames(frames, indices):
+            raise ValueError(
+                f"{self._damage(location)} in view {view}: wrong checksum of frame {damaged[0]}"
+            )
+        return frames["tokens"].astype(np.int64)
 
     def verify(self, video_id: str) -> None:
         """Compare a video's bytes with the checksums that were stored with it.
@@ -149,11 +184,35 @@ class TokenStore:
         header, shard = self._header(location), self._shard(location.shard)
         if header.video_id != encode_id(video_id) or header.num_frames != location.num_frames:
             raise ValueError(f"{self._damage(location)}: its header is that of another video")
-        with shard.environment.begin(db=shard.tokens, buffers=True) as transaction:
-            for view, position in self._views.items():
-                value = transaction.get(token_key(location.number, position))
-                if value is None or zlib.crc32(value) != header.checksums[position]:
-                    raise ValueError(f"{self._damage(location)} in view {view}: wrong checksum")
+        with shard.environment.begin(buffers=True) as transaction:
+            for reason in video_problems(
+                transaction, shard.tokens, self.meta, location.number, header
+            ):
+                raise ValueError(f"{self._damage(location)} in {reason}")
+
+    def stride_for(self, fps: float) -> int:
+        """Every how many of the stored frames there is one at a lower rate.
+
+        These are not the very frames that decoding at that rate would take (which lie half a
+        period later), but as far apart; the authors' 16 fps tokens are read this way, too.
+
+        Args:
+            fps: frames per second that are wanted.
+
+        Raises:
+            ValueError: the store's rate is not a multiple of it.
+        """
+        if not self._is_multiple_of(fps):
+            valid = ", ".join(f"{self.meta.fps / n:g}" for n in range(1, 9))
+            raise ValueError(
+                f"the token store {self.folder} has {self.meta.fps:g} frames per second and cannot "
+                f"be read at {fps:g}; it can at {valid}, ..."
+            )
+        return round(self.meta.fps / fps)
+
+    def _is_multiple_of(self, fps: float) -> bool:
+        stride = round(self.meta.fps / fps) if fps > 0 else 0
+        return stride >= 1 and abs(stride * fps - self.meta.fps) <= 1e-6 * self.meta.fps
 
     def require(
         self,
@@ -183,6 +242,12 @@ class TokenStore:
             for name, value in expected.items()
             if value is not None and value != getattr(self.meta, name)
         ]
+        if fps is not None and fps != self.meta.fps and self._is_multiple_of(fps):
+            stride = self.stride_for(fps)
+            problems.append(
+                f"to take every {stride}th of its frames, set DATA.TARGET_FPS {self.meta.fps:g} "
+                f"and multiply DATA.SAMPLING_RATE by {stride}"
+            )
         missing = [view for view in views if view not in self._views]
         if missing:
             problems.append(f"no view {', '.join(missing)}; it has {', '.join(self._views)}")
@@ -196,11 +261,17 @@ class TokenStore:
         return shard
 
     def _header(self, location: Location) -> VideoHeader:
+        folder = self._shard_folders[location.shard]
         shard = self._shard(location.shard)
-        with shard.environment.begin(db=shard.videos) as transaction:
+        with shard.errors(folder), shard.environment.begin(db=shard.videos) as transaction:
             value = transaction.get(video_key(location.number), b"")
-        return VideoHeader.unpack(value, len(self._views))
+            return VideoHeader.unpack(value, len(self._views))
+
+    def _name(self, location: Location) -> str:
+        try:
+            return repr(self._header(location).video_id.decode(errors="replace"))
+        except ValueError:  # its header is damaged, too
+            return f"number {location.number} of {shard_name(location.shard)}"
 
     def _damage(self, location: Location) -> str:
-        name = self._header(location).video_id.decode(errors="replace")
-        return f"video {name!r} of the token store {self.folder} is damaged"
+        return f"video {self._name(location)} of the token store {self.folder} is damaged"

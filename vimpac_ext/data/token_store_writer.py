@@ -1,14 +1,11 @@
 """Writing token stores, one whole video at a time."""
 
-import errno
-import fcntl
+import logging
 import os
-import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
 import lmdb
 import numpy as np
@@ -21,47 +18,33 @@ from vimpac_ext.data.bad_videos import (
 )
 from vimpac_ext.data.store_format import (
     INDEX_FILE,
-    LOCK_FILE,
     META_FILE,
     StoreMeta,
     VideoHeader,
     encode_id,
+    pack_frames,
     read_meta,
     shard_folders,
     shard_name,
-    token_key,
-    video_key,
+    view_checksum,
 )
 from vimpac_ext.data.store_index import (
     INDEX_DTYPE,
+    CommittedIds,
     Records,
     index_record,
-    read_index_file,
+    records_beside_writers,
     shard_records,
 )
-from vimpac_ext.data.store_shards import close_shard, open_shard_for_writing
+from vimpac_ext.data.store_shards import (
+    close_shard,
+    commit_video,
+    lock_for_writing,
+    open_shard_for_writing,
+)
 from vimpac_ext.files import atomic_write
 
-
-class CommittedIds:
-    """The video ids that are in a store, as digests to keep it small; knows only ``in`` and len."""
-
-    def __init__(self, shards: Iterable[Records]) -> None:
-        """Collect the videos of all shards' indexes."""
-        self._digests: set[bytes] = set()
-        for records in shards:
-            content, step = records.tobytes(), INDEX_DTYPE.itemsize
-            self._digests.update(content[i : i + 16] for i in range(0, len(content), step))
-
-    def __contains__(self, video_id: str) -> bool:
-        return index_record(encode_id(video_id), 0)[:16] in self._digests
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def add(self, video_id: str) -> None:
-        """Add a video that was committed."""
-        self._digests.add(index_record(encode_id(video_id), 0)[:16])
+logger = logging.getLogger(__name__)
 
 
 class TokenStoreWriter:
@@ -107,21 +90,23 @@ class TokenStoreWriter:
         self._shard_folder = self.folder / shard_name(shard_id)
         self._shard_folder.mkdir(exist_ok=True)
         with ExitStack() as stack:
-            _lock_for_writing(stack.enter_context((self._shard_folder / LOCK_FILE).open("a")))
+            stack.enter_context(lock_for_writing(self._shard_folder))
             self._shard = open_shard_for_writing(self._shard_folder, map_size)
             stack.callback(close_shard, self._shard_folder)
             records = shard_records(self._shard_folder, len(meta.views))
             index_file = self._shard_folder / INDEX_FILE
             _repair_index_file(index_file, records)
             self._index_file = stack.enter_context(index_file.open("r+b", buffering=0))
-            # Other shards may be at work: their index files can be read then, their LMDBs not.
-            others = (path for i, path in shard_folders(self.folder).items() if i != shard_id)
-            self.done = CommittedIds([records, *map(read_index_file, others)])
+            others = [path for i, path in shard_folders(self.folder).items() if i != shard_id]
+            num_views = len(meta.views)
+            self.done = CommittedIds(
+                [records, *(records_beside_writers(path, num_views) for path in others)]
+            )
             name = "bad_videos" if num_shards == 1 else f"bad_videos_{shard_id:05d}"
             self._bad_file = self.folder / f"{name}.jsonl"
-            self._bad = read_bad_videos(self._bad_file)
+            self._bad, self._list_is_stale = read_bad_videos(self._bad_file), False
             write_bad_videos(self._bad_file, self._bad.values())
-            stack.callback(lambda: write_bad_videos(self._bad_file, self._bad.values()))
+            stack.callback(self._tidy_bad_videos)
             self._open = stack.pop_all()
 
     def __enter__(self) -> "TokenStoreWriter":
@@ -152,17 +137,24 @@ class TokenStoreWriter:
             raise ValueError(f"video {video_id!r} {reason} ({self.folder})")
         values = self._checked(video_id, tokens)
         num_frames = len(tokens[self.meta.views[0]])
-        header = VideoHeader(num_frames, tuple(map(zlib.crc32, values)), encode_id(video_id))
-        number = self._commit(header, values)
-        record = index_record(header.video_id, num_frames)
-        os.pwrite(self._index_file.fileno(), record, number * INDEX_DTYPE.itemsize)
-        self.done.add(video_id)
-        self._bad.pop(video_id, None)
+        encoded_id = encode_id(video_id)
+        checksums = tuple(view_checksum(value, encoded_id) for value in values)
+        header = VideoHeader(num_frames, checksums, encoded_id)
+        with self._explained(f"video {video_id!r}"):
+            number = commit_video(self._shard, header.pack(), values)
+            self.done.add(video_id)
+            # Should this fail, the next writer makes the record from the LMDB.
+            record = index_record(header.video_id, num_frames)
+            os.pwrite(self._index_file.fileno(), record, number * INDEX_DTYPE.itemsize)
+        if self._bad.pop(video_id, None):
+            self._list_is_stale = True
 
     def mark_bad(self, video_id: str, path: str, reason: str) -> None:
         """List a video that cannot be read in ``bad_videos.jsonl``; a later `add` unlists it."""
+        self._list_is_stale |= video_id in self._bad
         self._bad[video_id] = BadVideo(video_id, path, reason)
-        append_bad_video(self._bad_file, self._bad[video_id])
+        with self._explained(f"the bad video {video_id!r}"):
+            append_bad_video(self._bad_file, self._bad[video_id])
 
     def close(self) -> None:
         """Unlock the shard; the list of bad videos loses those that were added since."""
@@ -190,58 +182,53 @@ class TokenStoreWriter:
                     f"{where}: tokens {array.min()}..{array.max()} are outside the vocabulary "
                     f"0..{self.meta.vocab_size - 1}"
                 )
-            values.append(array.astype(self.meta.token_dtype).tobytes())
+            values.append(pack_frames(array, self.meta))
         return values
 
-    def _commit(self, header: VideoHeader, values: list[bytes]) -> int:
-        """Write a video in one transaction, growing the map as needed; returns its number."""
-        environment, videos, tokens = self._shard[-3:]
-        while True:
-            try:
-                with environment.begin(write=True) as transaction:
-                    number: int = transaction.stat(videos)["entries"]
-                    transaction.put(video_key(number), header.pack(), db=videos, append=True)
-                    for view, value in enumerate(values):
-                        transaction.put(token_key(number, view), value, db=tokens, append=True)
-                return number
-            except lmdb.MapFullError:
-                environment.set_mapsize(2 * environment.info()["map_size"])
-            except lmdb.Error as error:
-                name = header.video_id.decode(errors="replace")
-                raise OSError(
-                    f"video {name!r} could not be written to {self.folder} ({error}): is the disk "
-                    f"full? The {len(self.done)} videos before it are safe; start again to continue"
-                ) from error
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        """Say what an error in writing means.
+
+        Raises:
+            OSError: in place of LMDB's and the system's own.
+        """
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise OSError(
+                f"{what} could not be written to {self.folder} ({error}): is the disk full? "
+                f"The {len(self.done)} videos in the store are safe; start again to continue"
+            ) from error
+
+    def _tidy_bad_videos(self) -> None:
+        """Drop videos that were added since, and all lines but the last of each, from the list."""
+        if not self._list_is_stale:
+            return
+        try:
+            write_bad_videos(self._bad_file, self._bad.values())
+        except OSError as error:  # a full disk, most likely: must not hide what closed the writer
+            logger.warning("%s could not be updated: %s", self._bad_file, error)
 
 
 def _create_or_check_meta(folder: Path, meta: StoreMeta) -> None:
-    temporary = folder / f".{META_FILE}.{os.getpid()}"
     if not (folder / META_FILE).is_file():
-        temporary.write_text(meta.to_json(), encoding="utf-8")
-        try:  # not replace(): of several writers that start together, one may create it
-            (folder / META_FILE).hardlink_to(temporary)
-        except FileExistsError:
-            pass
+        temporary = folder / f".{META_FILE}.{os.getpid()}"
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(meta.to_json())
+                stream.flush()
+                os.fsync(stream.fileno())
+            # Not replace(): of several writers that start together, one may create it.
+            with suppress(FileExistsError):
+                (folder / META_FILE).hardlink_to(temporary)
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
     differences = read_meta(folder).differences(meta)
     if differences:
         raise ValueError(
             f"the token store {folder} was made with other settings (store != now): "
             f"{'; '.join(differences)}. Nothing was changed; use another folder"
         )
-
-
-def _lock_for_writing(lock_file: TextIO) -> None:
-    try:
-        fcntl.lockf(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise
-        raise ValueError(
-            f"another process is writing this shard of the token store ({lock_file.name} is "
-            "locked); give each process its own shard_id"
-        ) from error
 
 
 def _repair_index_file(file: Path, records: Records) -> None:

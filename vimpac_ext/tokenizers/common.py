@@ -55,6 +55,16 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
+def encoding_precision(device: torch.device, precision: str) -> torch.autocast:
+    """Arithmetic of `encode`, whoever calls and with whatever autocast.
+
+    Args:
+        device: of the weights.
+        precision: "fp32" or "bf16".
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def weights_fingerprint(name: str, tensors: Mapping[str, Tensor]) -> str:
     """Names a tokenizer and its weights, equally in every process.
 

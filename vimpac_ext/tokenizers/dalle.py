@@ -13,6 +13,7 @@ from vimpac_ext.registries import TOKENIZERS
 from vimpac_ext.tokenizers.common import (
     check_frames,
     check_tokens,
+    encoding_precision,
     full_precision,
     weights_fingerprint,
 )
@@ -29,15 +30,17 @@ _LOGIT_MARGIN = 0.1  # images are squeezed to [0.1, 0.9], so that a logit can de
 class DalleTokenizer(nn.Module):
     """The frozen DALL-E tokenizer: 8192 tokens, 8 x 8 pixels each.
 
-    It runs in float32, also under autocast. The authors' extraction ran in half precision, which
-    may choose another token where two have nearly the same logit.
+    It runs in its own `precision`, also under autocast. The authors' extraction ran in half
+    precision, which may choose another token where two have nearly the same logit.
 
     Attributes:
         vocab_size: number of tokens.
         stride: pixels per token along each side.
+        precision: arithmetic of `encode`, "fp32" or "bf16"; may be set.
     """
 
     stride = 8
+    precision = "fp32"
 
     def __init__(self, encoder: str | None = ENCODER_URL, decoder: str | None = None) -> None:
         """Reads the weights; sizes follow from them.
@@ -82,9 +85,9 @@ class DalleTokenizer(nn.Module):
             ValueError: H or W is not divisible by 8.
         """
         check_frames(frames, self.stride)
-        with full_precision(frames.device):
+        with encoding_precision(frames.device, self.precision):
             scores: Tensor = self.encoder(frames.float() * (1 - 2 * _LOGIT_MARGIN) + _LOGIT_MARGIN)
-        return scores
+        return scores.float()
 
     def encode(self, frames: Tensor) -> Tensor:
         """Tokenizes frames: the token of the highest logit, without noise.

@@ -18,6 +18,7 @@ from vimpac_ext.registries import TOKENIZERS
 from vimpac_ext.tokenizers.common import (
     check_frames,
     check_tokens,
+    encoding_precision,
     full_precision,
     weights_fingerprint,
 )
@@ -36,9 +37,12 @@ class VQVAETokenizer(nn.Module):
         vocab_size: number of codes.
         stride: pixels per token along each side.
         codebook: float32 (vocab_size, code_dim), a buffer: it follows moving averages, no gradient.
+        precision: arithmetic of `encode`, "fp32" or "bf16"; may be set. Codes are compared in
+            float32 in any case.
     """
 
     stride = 8
+    precision = "fp32"
 
     def __init__(
         self,
@@ -93,7 +97,7 @@ class VQVAETokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """Tokenizes frames, in float32 even under autocast.
+        """Tokenizes frames, in `precision` even under autocast.
 
         Args:
             frames: float (N, 3, H, W) in [0, 1].
@@ -104,8 +108,10 @@ class VQVAETokenizer(nn.Module):
         Raises:
             ValueError: H or W is not divisible by 8.
         """
+        with encoding_precision(frames.device, self.precision):
+            features = self.features(frames).float()
         with full_precision(frames.device):
-            return self.nearest_codes(self.features(frames))
+            return self.nearest_codes(features)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
