@@ -233,7 +233,7 @@ def test_the_tool(project, tmp_path):
 
     done = tool("--cfg", project.config, "--output", "p.txt")
     assert done.returncode == 2
-    assert "must be a .png file" in done.stderr
+    assert "must end in .png or .gif or .mp4" in done.stderr
     done = tool("--cfg", project.config, "--output", "q.png", "OUTPUT_DIR", "nowhere")
     assert (done.returncode, done.stderr[:7]) == (1, "error: ")
     assert "no checkpoint in 'nowhere'" in done.stderr

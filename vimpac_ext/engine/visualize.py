@@ -6,33 +6,28 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from vimpac_ext.build import wants
 from vimpac_ext.config import ConfigError, LoadedConfig
-from vimpac_ext.data import SpatialView, open_record
-from vimpac_ext.data.clip_sampler import ClipSampler, item_generator
-from vimpac_ext.engine.assembly import (
-    build_dataset,
-    build_task,
-    build_tokenizer,
-    device_of,
-    views_of,
+from vimpac_ext.engine.assembly import build_task, device_of
+from vimpac_ext.engine.checkpoint import load_model
+from vimpac_ext.engine.figures.clips import (
+    checkpoint_of,
+    drawing_tokenizer,
+    frame_rate,
+    read_clips,
+    training_view,
 )
-from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
-from vimpac_ext.engine.requirements import MissingInputError, require_data
 from vimpac_ext.maskers import corrupt
 from vimpac_ext.registries import TASKS
-from vimpac_ext.structures import VideoRecord
 from vimpac_ext.tasks.objective import apply_heads
 from vimpac_ext.tasks.pretrain import PretrainTask
 from vimpac_ext.visualization import (
     Reconstruction,
-    draw_reconstructions,
     fill_hidden,
     grey_out,
-    save_image,
+    save_figure,
     to_images,
 )
 
@@ -46,7 +41,7 @@ def visualize(
 
     Args:
         loaded: configuration of a pre-training, from `vimpac_ext.engine.prepare`.
-        picture: PNG file to write.
+        picture: PNG, GIF or MP4 file to write.
         videos: files; none = the first video of TRAIN.DATASET.
         seed: of the masks.
 
@@ -66,25 +61,19 @@ def visualize(
             f"{loaded.path}: {cfg.TASK.NAME} hides no tokens; take the configuration of a "
             "pre-training, such as configs/vimpac/demo/pretrain.yaml"
         )
-    device = device_of(cfg)
-    checkpoint = _checkpoint(loaded)
-    records = [VideoRecord(video, Path(video).name) for video in videos] or [_first_video(loaded)]
-    view = _view(cfg)
-    clips = [read_clip(record, view, cfg) for record in records]
-    tokenizer: Any = build_tokenizer(cfg).to(device)
-    if not hasattr(tokenizer, "decode"):
-        raise ConfigError(f"{loaded.path}: {cfg.TOKENIZER.NAME} cannot draw tokens (no decode)")
+    checkpoint = checkpoint_of(loaded)
+    clips = read_clips(loaded, videos)
+    tokenizer = drawing_tokenizer(loaded)
     task = cast(PretrainTask, build_task(cfg))  # or one with the same parts
     load_model(checkpoint, task, {"tokenizer_fingerprint": tokenizer.fingerprint})
+    device = device_of(cfg)
     task.to(device).eval()
-    _logger.info("model of %s, view %s", checkpoint, view.name)
+    _logger.info("model of %s, view %s", checkpoint, training_view(cfg).name)
 
     generator = torch.Generator(device).manual_seed(seed)
     reconstructions = []
-    for record, frames in zip(records, clips, strict=True):
-        reconstruction = reconstruct(
-            record.video_id, frames.to(device), cfg.DATA.NUM_FRAMES, tokenizer, task, generator
-        )
+    for name, frames in clips:
+        reconstruction = reconstruct(name, frames, cfg.DATA.NUM_FRAMES, tokenizer, task, generator)
         _logger.info(
             "%s: %.1f %% of the tokens hidden, %.1f %% of these predicted right",
             reconstruction.title,
@@ -92,7 +81,7 @@ def visualize(
             100 * reconstruction.accuracy,
         )
         reconstructions.append(reconstruction)
-    save_image(picture, draw_reconstructions(reconstructions))
+    save_figure(picture, [result.block for result in reconstructions], frame_rate(cfg))
     _logger.info("wrote %s", picture)
     return reconstructions
 
@@ -168,46 +157,3 @@ def complete_tokens(
     # Only codes have a picture: a mask or pad id is no answer.
     codes = outputs["token_logits"][:, : task.special.vocab_size].argmax(dim=-1)
     return mask[0], fill_hidden(clip, mask, codes)[0]
-
-
-def read_clip(record: VideoRecord, view: SpatialView, cfg: CfgNode) -> Tensor:
-    """The middle clip of a video: float (N, 3, S, S) in [0, 1]; N <= DATA.NUM_FRAMES.
-
-    Raises:
-        VideoDecodeError: if the video is missing or broken.
-    """
-    sampler = ClipSampler(
-        mode="uniform",
-        num_views=1,
-        num_frames=cfg.DATA.NUM_FRAMES,
-        sampling_rate=cfg.DATA.SAMPLING_RATE,
-        single_frame=cfg.DATA.SINGLE_FRAME,
-    )
-    with open_record(record) as reader:
-        video_frames = reader.num_frames_at(cfg.DATA.TARGET_FPS)
-        [(_, indices)] = sampler.clips(video_frames, item_generator(0, 0, 0))
-        images = view(reader.frames_at(cfg.DATA.TARGET_FPS, indices.tolist()))
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-
-
-def _view(cfg: CfgNode) -> SpatialView:
-    """The first view of DATA.TRAIN_VIEWS that shows the centre unflipped, or else the first."""
-    views = views_of(cfg, "TRAIN")
-    return next((view for view in views if view.crop == "center" and not view.flip), views[0])
-
-
-def _first_video(loaded: LoadedConfig) -> VideoRecord:
-    require_data(loaded)
-    record: VideoRecord = build_dataset(loaded.cfg, "TRAIN").records[0]
-    return record
-
-
-def _checkpoint(loaded: LoadedConfig) -> Path:
-    folder = loaded.cfg.TEST.CHECKPOINT_FILE_PATH or loaded.cfg.OUTPUT_DIR
-    try:
-        return find_checkpoint(Path(folder))
-    except FileNotFoundError as error:
-        raise MissingInputError(
-            f"{loaded.path} cannot run yet:\n  - no checkpoint in {folder!r}. Make it: "
-            f"python tools/run_net.py --cfg {loaded.path}, or set TEST.CHECKPOINT_FILE_PATH"
-        ) from error

@@ -1,19 +1,46 @@
 """Pictures of what models see and make; arrays in, images out."""
 
+from vimpac_ext.visualization.copy_paste import nearest_visible
+from vimpac_ext.visualization.curves import draw_curves, run_labels, save_plot
+from vimpac_ext.visualization.heat import overlay_heat
 from vimpac_ext.visualization.reconstruction import (
     Reconstruction,
     draw_reconstructions,
     fill_hidden,
     grey_out,
-    save_image,
     to_images,
 )
+from vimpac_ext.visualization.run_files import (
+    Metrics,
+    RunFileError,
+    read_metrics,
+    read_result,
+    read_table,
+)
+from vimpac_ext.visualization.saving import save_animation, save_figure, save_image
+from vimpac_ext.visualization.sheet import Block, Row, draw_sheet, draw_slides
 
 __all__ = [
+    "Block",
+    "Metrics",
     "Reconstruction",
+    "Row",
+    "RunFileError",
+    "draw_curves",
     "draw_reconstructions",
+    "draw_sheet",
+    "draw_slides",
     "fill_hidden",
     "grey_out",
+    "nearest_visible",
+    "overlay_heat",
+    "read_metrics",
+    "read_result",
+    "read_table",
+    "run_labels",
+    "save_animation",
+    "save_figure",
     "save_image",
+    "save_plot",
     "to_images",
 ]

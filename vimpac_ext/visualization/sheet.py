@@ -1,0 +1,212 @@
+"""Labelled rows of images: all moments side by side as a picture, or one after the other."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]  # (N, H, W, 3)
+Image = NDArray[np.uint8]  # (H, W, 3)
+
+FRAMES_WIDTH = 840  # pixels; small images are enlarged to about this width of all columns together
+
+# Layout in pixels.
+_LABEL_WIDTH = 160
+_TITLE_HEIGHT = 34
+_MARGIN = 10
+_GAP = 4
+_LINE_HEIGHT = 20
+_LETTER_WIDTH = 9
+_SLIDE_COLUMNS = 4
+_DOTS_PER_INCH = 100
+_FONT_POINTS = 12
+_TITLE_LENGTH = 70
+
+
+@dataclass(frozen=True)
+class Row:
+    """Images of one kind, one for each moment of a clip.
+
+    Attributes:
+        label: what they are, in short lines.
+        images: uint8 (N, H, W, 3).
+        captions: a short text below each image, or none.
+    """
+
+    label: str
+    images: Images
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is shown of one clip.
+
+    Attributes:
+        title: names the clip.
+        num_columns: moments of a whole clip; a row may have fewer images.
+        rows: at least one, all of images of one size.
+    """
+
+    title: str
+    num_columns: int
+    rows: tuple[Row, ...]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.rows[0].images.shape[1], self.rows[0].images.shape[2]
+
+
+def draw_sheet(blocks: Sequence[Block], frames_width: int = FRAMES_WIDTH) -> Image:
+    """Draws the blocks one below the other: a labelled row for each kind, a column a moment.
+
+    Small images are enlarged without smoothing. Images that a short clip lacks are left white.
+
+    Args:
+        blocks: at least one.
+        frames_width: pixels that the columns should take together; images are never shrunk.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    canvas = _Canvas()
+    lines = [line for block in blocks for row in block.rows for line in row.label.splitlines()]
+    left = _MARGIN
+    if lines:
+        left = max(_LABEL_WIDTH, 2 * _MARGIN + _LETTER_WIDTH * max(map(len, lines)))
+    top = 0
+    for block in blocks:
+        scale = _scale(block, block.num_columns, frames_width)
+        height, width = (scale * side for side in block.image_size)
+        canvas.write(_MARGIN, top + _TITLE_HEIGHT // 2, _shorten(block.title))
+        top += _TITLE_HEIGHT
+        for row in block.rows:
+            canvas.write(_MARGIN, top + height // 2, row.label)
+            for column, image in enumerate(enlarge(row.images, scale, scale)):
+                canvas.paste(top, left + column * (width + _GAP), image)
+            top += height + _GAP
+            for column, caption in enumerate(row.captions):
+                middle = left + column * (width + _GAP) + width // 2
+                canvas.write(middle, top + _LINE_HEIGHT // 2, caption, centred=True)
+            top += _LINE_HEIGHT if row.captions else 0
+        top += _MARGIN
+        canvas.extend(top, left + block.num_columns * (width + _GAP) + _MARGIN)
+    return canvas.render()
+
+
+def draw_slides(blocks: Sequence[Block], frames_width: int = FRAMES_WIDTH) -> list[Image]:
+    """Draws one picture for each moment, where the rows of a block stand side by side.
+
+    Images that a short clip lacks are left white. All pictures have one size.
+
+    Args:
+        blocks: at least one.
+        frames_width: pixels that the images of a line should take together.
+
+    Returns:
+        uint8 (H, W, 3) each; as many as the longest block has columns.
+    """
+    moments = range(max(block.num_columns for block in blocks))
+    return [_slide(blocks, moment, frames_width) for moment in moments]
+
+
+def enlarge(images: NDArray[np.generic], height: int, width: int) -> NDArray[np.generic]:
+    """(N, H, W, ...) -> (N, H * height, W * width, ...), each pixel a rectangle."""
+    return images.repeat(height, axis=1).repeat(width, axis=2)
+
+
+def _slide(blocks: Sequence[Block], moment: int, frames_width: int) -> Image:
+    canvas = _Canvas()
+    top = 0
+    for block in blocks:
+        columns = min(_SLIDE_COLUMNS, len(block.rows))
+        scale = _scale(block, columns, frames_width)
+        height, width = (scale * side for side in block.image_size)
+        step = max(width, _label_width(block)) + _GAP
+        label_height = _LINE_HEIGHT * max(len(row.label.splitlines()) for row in block.rows)
+        caption_height = _LINE_HEIGHT if any(row.captions for row in block.rows) else 0
+        canvas.write(_MARGIN, top + _TITLE_HEIGHT // 2, _shorten(block.title))
+        top += _TITLE_HEIGHT
+        for index, row in enumerate(block.rows):
+            line, column = divmod(index, columns)
+            upper = top + line * (label_height + height + caption_height + _GAP)
+            left = _MARGIN + column * step
+            canvas.write(left, upper + label_height // 2, row.label)
+            if moment < len(row.images):
+                canvas.paste(
+                    upper + label_height, left, enlarge(row.images[None, moment], scale, scale)[0]
+                )
+            if moment < len(row.captions):
+                middle = upper + label_height + height + caption_height // 2
+                canvas.write(left + width // 2, middle, row.captions[moment], centred=True)
+        num_lines = -(-len(block.rows) // columns)
+        top += num_lines * (label_height + height + caption_height + _GAP) + _MARGIN
+        canvas.extend(top, max(2 * _MARGIN + columns * step, _LETTER_WIDTH * _TITLE_LENGTH))
+    return canvas.render()
+
+
+def _scale(block: Block, columns: int, frames_width: int) -> int:
+    return max(1, round(frames_width / (columns * block.image_size[1])))
+
+
+def _label_width(block: Block) -> int:
+    lines = [line for row in block.rows for line in row.label.splitlines()]
+    return _LETTER_WIDTH * max(map(len, lines), default=0)
+
+
+class _Canvas:
+    """A white page on which images and texts are placed."""
+
+    def __init__(self) -> None:
+        self.height, self.width = 0, 0
+        self.images: list[tuple[int, int, NDArray[np.generic]]] = []
+        self.texts: list[tuple[int, int, str, bool]] = []
+
+    def extend(self, height: int, width: int) -> None:
+        """Makes the page at least so large."""
+        self.height, self.width = max(self.height, height), max(self.width, width)
+
+    def paste(self, top: int, left: int, image: NDArray[np.generic]) -> None:
+        """Places an image by its upper left corner."""
+        self.images.append((top, left, image))
+
+    def write(self, left: int, middle: int, text: str, centred: bool = False) -> None:
+        """Writes to the right of a point (or around it), vertically centred on it."""
+        self.texts.append((left, middle, text, centred))
+
+    def render(self) -> Image:
+        """The page, uint8 (H, W, 3)."""
+        # Not pyplot: it needs a window system and keeps figures.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        page = np.full((self.height, self.width, 3), 255, np.uint8)
+        for top, left, image in self.images:
+            page[top : top + image.shape[0], left : left + image.shape[1]] = image
+        inches = (self.width / _DOTS_PER_INCH, self.height / _DOTS_PER_INCH)
+        figure = Figure(inches, dpi=_DOTS_PER_INCH)
+        canvas = FigureCanvasAgg(figure)
+        figure.figimage(page, origin="upper")  # pixel by pixel, without resampling
+        for left, middle, text, centred in self.texts:
+            figure.text(
+                left / self.width,
+                1 - middle / self.height,
+                text,
+                fontsize=_FONT_POINTS,
+                verticalalignment="center",
+                horizontalalignment="center" if centred else "left",
+                parse_math=False,  # a file name may contain dollar signs
+            )
+        with warnings.catch_warnings():
+            # The font lacks the letters of some languages; a box is drawn instead.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            canvas.draw()
+        return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def _shorten(title: str) -> str:
+    title = title.encode("utf-8", "replace").decode("utf-8")
+    return title if len(title) <= _TITLE_LENGTH else f"...{title[3 - _TITLE_LENGTH :]}"
