@@ -1,5 +1,6 @@
 """Pictures of what models see and make; arrays in, images out."""
 
+from vimpac_ext.visualization import html
 from vimpac_ext.visualization.copy_paste import nearest_visible
 from vimpac_ext.visualization.curves import draw_curves, run_labels, save_plot
 from vimpac_ext.visualization.heat import overlay_heat
@@ -32,6 +33,7 @@ __all__ = [
     "draw_slides",
     "fill_hidden",
     "grey_out",
+    "html",
     "nearest_visible",
     "overlay_heat",
     "read_metrics",

@@ -1,0 +1,5 @@
+"""Web pages about runs; `tools/report.py` calls `write_run_report`."""
+
+from vimpac_ext.engine.run_report.report import write_run_report
+
+__all__ = ["write_run_report"]

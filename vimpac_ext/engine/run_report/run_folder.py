@@ -1,0 +1,164 @@
+"""Everything that an OUTPUT_DIR tells about its run, read once."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vimpac_ext.config.defaults import DEFAULTS
+from vimpac_ext.data.bad_videos import BadVideo, read_bad_videos
+from vimpac_ext.visualization import Metrics, RunFileError, read_metrics, read_result, read_table
+from vimpac_ext.visualization.curves import run_labels
+
+PICTURES = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+_PARENTS_WITH_VERSIONS = 2  # the demo's result.json lies two folders above its runs
+
+Table = tuple[list[str], list[list[str]]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What was found in an OUTPUT_DIR; None (or nothing) for what is not there.
+
+    Attributes:
+        label: short name, distinct among the runs of a report.
+        folder: OUTPUT_DIR.
+        config: ``config.yaml``, dotted key -> value.
+        metrics: scalars of ``metrics.jsonl``.
+        result: ``test/result.json``.
+        per_class: ``test/per_class.csv``.
+        undecoded: rows of ``test/predictions.csv`` of videos that were not decoded; None without
+            that file.
+        bad_videos: "TRAIN" and "TEST" -> videos that its token store lists as bad; a phase is
+            absent if its store is not there.
+        checkpoints: files below ``checkpoints/``.
+        pictures: image files below the folder.
+        versions: file that tells them, and package -> version.
+    """
+
+    label: str
+    folder: Path
+    config: dict[str, Any] | None
+    metrics: Metrics | None
+    result: dict[str, Any] | None
+    per_class: Table | None
+    undecoded: Table | None
+    bad_videos: dict[str, list[BadVideo]]
+    checkpoints: list[Path]
+    pictures: list[Path]
+    versions: tuple[Path, dict[str, Any]] | None
+
+
+def read_runs(folders: list[Path]) -> list[RunFolder]:
+    """Reads OUTPUT_DIRs.
+
+    Raises:
+        FileNotFoundError: if one is no folder, or holds nothing of a run.
+        RunFileError: if a file in it cannot be read.
+        ValueError: if a folder is given twice.
+    """
+    for folder in folders:
+        known = ("config.yaml", "metrics.jsonl", "test/result.json")
+        if not any((folder / name).is_file() for name in known):
+            raise FileNotFoundError(
+                f"{folder} is not the OUTPUT_DIR of a run: it has none of {', '.join(known)}"
+            )
+    return [_read(*pair) for pair in zip(run_labels(folders), folders, strict=True)]
+
+
+def _read(label: str, folder: Path) -> RunFolder:
+    config = _config(folder / "config.yaml")
+    return RunFolder(
+        label=label,
+        folder=folder,
+        config=config,
+        metrics=read_metrics(folder) if (folder / "metrics.jsonl").is_file() else None,
+        result=read_result(folder),
+        per_class=read_table(folder / "test" / "per_class.csv"),
+        undecoded=_undecoded(folder / "test" / "predictions.csv"),
+        bad_videos=_bad_videos(config or {}),
+        checkpoints=sorted(
+            # Those of an unfinished atomic write begin with a dot.
+            path
+            for path in folder.glob("checkpoints/*")
+            if not path.name.startswith(".")
+        ),
+        pictures=sorted(
+            path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()
+        ),
+        versions=_versions(folder),
+    )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted key -> value; empty sections vanish."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return leaves
+
+
+def library_defaults() -> dict[str, Any]:
+    """`DEFAULTS`, dotted key -> value."""
+    return flat(DEFAULTS)
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RunFileError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RunFileError(f"{path}: expected KEY: value pairs, found {type(tree).__name__}")
+    return flat(tree)
+
+
+def _undecoded(path: Path) -> Table | None:
+    found = read_table(path)
+    if found is None:
+        return None
+    header, rows = found
+    if "decoded" not in header:
+        raise RunFileError(f"{path} has no column 'decoded'; it has {', '.join(header)}")
+    column = header.index("decoded")
+    return header, [row for row in rows if row[column] == "0"]
+
+
+def _bad_videos(config: Mapping[str, Any]) -> dict[str, list[BadVideo]]:
+    found = {}
+    for phase in ("TRAIN", "TEST"):
+        store = config.get(f"{phase}.TOKEN_STORE")
+        if not store or not (Path(store) / "meta.json").is_file():
+            continue
+        entries: dict[str, BadVideo] = {}
+        # A store that several machines write has one list each.
+        for path in sorted(Path(store).glob("bad_videos*.jsonl")):
+            try:
+                entries |= read_bad_videos(path)
+            except (ValueError, TypeError) as error:
+                raise RunFileError(f"{path} is not a list of bad videos: {error}") from error
+        found[phase] = list(entries.values())
+    return found
+
+
+def _versions(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    absolute = folder.absolute()
+    for place in (absolute, *absolute.parents[:_PARENTS_WITH_VERSIONS]):
+        path = place / "result.json"
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunFileError(f"{path} is not JSON: {error}") from error
+        if isinstance(content, dict) and isinstance(content.get("versions"), dict):
+            return path, dict(content["versions"])
+    return None

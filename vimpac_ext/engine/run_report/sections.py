@@ -1,0 +1,173 @@
+"""The sections of a report on one run; each says so where the run has nothing for it."""
+
+import time
+from collections.abc import Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from vimpac_ext.engine.run_report.run_folder import PICTURES, RunFolder, library_defaults
+from vimpac_ext.visualization import draw_curves, html
+
+_ABSENT = "(not set)"
+_MEBIBYTE = 2**20
+
+
+def run_sections(run: RunFolder, base: Mapping[str, Any] | None, base_name: str) -> Iterator[str]:
+    """HTML of all sections of a run.
+
+    Args:
+        run: what its folder holds.
+        base: dotted keys of the configuration to compare with, or None.
+        base_name: its file.
+    """
+    yield from _test(run)
+    yield from _curves(run)
+    yield from _pictures(run)
+    yield from _per_class(run)
+    yield from _bad_videos(run)
+    yield from _config(run, base, base_name)
+    yield from _checkpoints(run)
+    yield from _versions(run)
+
+
+def config_differences(
+    config: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    """Keys whose values differ: (key, value in ``config``, value in ``other``), sorted."""
+    keys = sorted(config.keys() | other.keys())
+    pairs = [(key, config.get(key, _ABSENT), other.get(key, _ABSENT)) for key in keys]
+    return [(key, str(own), str(their)) for key, own, their in pairs if own != their]
+
+
+def curves_picture(series: Mapping[str, Any], caption: str) -> str:
+    """Curves of runs as a picture inside the page."""
+    buffer = BytesIO()
+    draw_curves(series).savefig(buffer, format="png", dpi=100)
+    return html.image(buffer.getvalue(), "image/png", caption)
+
+
+def _test(run: RunFolder) -> Iterator[str]:
+    yield html.heading(3, "Test result")
+    result = run.result
+    if result is None:
+        yield html.paragraph("Not tested: there is no test/result.json.", missing=True)
+        return
+    names = ("top1", "top5", "mean_class_accuracy")
+    yield html.table(
+        ["top-1 %", "top-5 %", "mean class accuracy %"], [[result[name] for name in names]]
+    )
+    yield html.heading(3, "Protocol")
+    yield html.paragraph(
+        f"protocol_id {result['protocol_id']}; results may be compared if it is the same."
+    )
+    yield html.table(["what", "value"], [(k, _plain(v)) for k, v in result["protocol"].items()])
+
+
+def _curves(run: RunFolder) -> Iterator[str]:
+    yield html.heading(3, "Curves")
+    if run.metrics is None or not run.metrics.series:
+        yield html.paragraph("No curves: metrics.jsonl is missing or has no scalars.", missing=True)
+        return
+    yield curves_picture({run.label: run.metrics.series}, f"metrics.jsonl of {run.label}")
+    rows = [
+        (name, len(points), *points[-1], min(v for _, v in points), max(v for _, v in points))
+        for name, points in (run.metrics.series | run.metrics.timings).items()
+    ]
+    yield html.table(["scalar", "values", "last update", "last", "least", "largest"], rows)
+
+
+def _pictures(run: RunFolder) -> Iterator[str]:
+    yield html.heading(3, "Pictures")
+    if not run.pictures:
+        yield html.paragraph("No pictures in the folder.", missing=True)
+    for path in run.pictures:
+        name = str(path.relative_to(run.folder))
+        yield html.image(path.read_bytes(), PICTURES[path.suffix.lower()], name)
+
+
+def _per_class(run: RunFolder) -> Iterator[str]:
+    yield html.heading(3, "Accuracy of each class")
+    if run.per_class is None:
+        yield html.paragraph("There is no test/per_class.csv.", missing=True)
+        return
+    yield html.table(*run.per_class)
+
+
+def _bad_videos(run: RunFolder) -> Iterator[str]:
+    yield html.heading(3, "Bad videos")
+    if run.undecoded is None:
+        yield html.paragraph("Test: there is no test/predictions.csv.", missing=True)
+    elif not run.undecoded[1]:
+        yield html.paragraph("Test: all videos were decoded.")
+    else:
+        yield html.paragraph(f"Test: {len(run.undecoded[1])} videos were not decoded.")
+        header, rows = run.undecoded
+        columns = [header.index(name) for name in ("video_id", "path", "label_name")]
+        yield html.table(
+            [header[column] for column in columns],
+            [[row[column] for column in columns] for row in rows],
+        )
+    for phase in ("TRAIN", "TEST"):
+        store = (run.config or {}).get(f"{phase}.TOKEN_STORE") or "none configured"
+        if phase not in run.bad_videos:
+            text = f"{phase}.TOKEN_STORE ({store}): not found, so its bad videos are not known."
+            yield html.paragraph(text, missing=True)
+            continue
+        bad = run.bad_videos[phase]
+        yield html.paragraph(f"{phase}.TOKEN_STORE ({store}): {len(bad)} bad videos.")
+        if bad:
+            yield html.table(bad[0]._fields, bad)
+
+
+def _config(run: RunFolder, base: Mapping[str, Any] | None, base_name: str) -> Iterator[str]:
+    yield html.heading(3, "Configuration")
+    if run.config is None:
+        yield html.paragraph("There is no config.yaml: the run has not been trained.", missing=True)
+        return
+    if base is not None:
+        differences = config_differences(run.config, base)
+        yield html.paragraph(f"{len(differences)} keys differ from {base_name}.")
+        if differences:
+            yield html.table(["key", "this run", Path(base_name).name], differences)
+    else:
+        yield html.paragraph("Not compared with a configuration file: none was given (--base).")
+    differences = config_differences(run.config, library_defaults())
+    yield html.paragraph(f"{len(differences)} keys differ from the library's defaults.")
+    if differences:
+        yield html.table(["key", "this run", "default"], differences)
+
+
+def _checkpoints(run: RunFolder) -> Iterator[str]:
+    yield html.heading(3, "Checkpoints")
+    if not run.checkpoints:
+        yield html.paragraph("There are no checkpoints.", missing=True)
+        return
+    rows = []
+    for path in run.checkpoints:
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files) / _MEBIBYTE
+        rows.append((path.name, f"{size:.1f} MiB", _date(path.stat().st_mtime)))
+    yield html.table(["file", "size", "written (UTC)"], rows)
+
+
+def _versions(run: RunFolder) -> Iterator[str]:
+    yield html.heading(3, "Versions")
+    if run.versions is None:
+        yield html.paragraph(
+            "The run's folder does not tell the versions that it ran with (no result.json with "
+            "versions here or above).",
+            missing=True,
+        )
+        return
+    path, versions = run.versions
+    yield html.paragraph(f"From {path}.")
+    yield html.table(["package", "version"], versions.items())
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, (list, dict, bool)) else value
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds))
