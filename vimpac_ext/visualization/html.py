@@ -15,7 +15,7 @@ h3 { font-size: 1rem; } h1, h2, h3, td, th, p, figcaption { overflow-wrap: anywh
 th, td { border: 1px solid #ddd; padding: .2rem .5rem; text-align: left; vertical-align: top;
          min-width: 4rem; font-size: .875rem; }
 th { background: #f3f3f3; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
+img, video { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .875rem; }
 .missing { color: #8a4b00; background: #fff6e5; padding: .25rem .5rem; }
 nav a { margin-right: 1rem; }
@@ -81,12 +81,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def image(content: bytes, media_type: str, caption: str) -> str:
-    """A picture inside the page."""
-    data = base64.b64encode(content).decode("ascii")
-    return (
-        f'<figure><img alt="{text(caption)}" src="data:{text(media_type)};base64,{data}">'
-        f"<figcaption>{text(caption)}</figcaption></figure>"
-    )
+    """A picture (or, for "video/mp4", a film) inside the page."""
+    data = f"data:{text(media_type)};base64,{base64.b64encode(content).decode('ascii')}"
+    shown = f'<img alt="{text(caption)}" src="{data}">'
+    if media_type.startswith("video/"):
+        shown = f'<video controls loop muted title="{text(caption)}" src="{data}"></video>'
+    return f"<figure>{shown}<figcaption>{text(caption)}</figcaption></figure>"
 
 
 def _cell(value: Any) -> str:

@@ -13,7 +13,13 @@ from vimpac_ext.data.bad_videos import BadVideo, read_bad_videos
 from vimpac_ext.visualization import Metrics, RunFileError, read_metrics, read_result, read_table
 from vimpac_ext.visualization.curves import run_labels
 
-PICTURES = {".png": "image/png", ".gif": "image/gif", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+PICTURES = {
+    ".png": "image/png",
+    ".gif": "image/gif",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".mp4": "video/mp4",
+}
 _PARENTS_WITH_VERSIONS = 2  # the demo's result.json lies two folders above its runs
 
 Table = tuple[list[str], list[list[str]]]
@@ -35,7 +41,7 @@ class RunFolder:
         bad_videos: "TRAIN" and "TEST" -> videos that its token store lists as bad; a phase is
             absent if its store is not there.
         checkpoints: files below ``checkpoints/``.
-        pictures: image files below the folder.
+        pictures: image files and films below the folder.
         versions: file that tells them, and package -> version.
     """
 
