@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_videos import MadeVideo
+from drawn_project import VOCAB_SIZE, make_drawn_project
 from matplotlib.image import imread
-from tiny_project import VIEWS, make_tiny_project, write_store
 from torch import nn
 
 from vimpac_ext.config import ConfigError
 from vimpac_ext.data import SpatialView, VideoReader
 from vimpac_ext.data.decode import VideoDecodeError
-from vimpac_ext.engine import prepare, run
+from vimpac_ext.engine import prepare
 from vimpac_ext.engine.checkpoint import CheckpointError
 from vimpac_ext.engine.requirements import MissingInputError
 from vimpac_ext.engine.visualize import complete_tokens, reconstruct, visualize
@@ -28,34 +26,11 @@ from vimpac_ext.structures import SpecialTokens
 from vimpac_ext.tokenizers import DalleTokenizer, VQVAETokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-VOCAB_SIZE = 20
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A trained tiny project with videos and the tokenizer whose name its tokens carry."""
-    folder = tmp_path_factory.mktemp("project")
-    configs = make_tiny_project(folder)
-    torch.manual_seed(0)
-    tokenizer = VQVAETokenizer(None, vocab_size=VOCAB_SIZE, hidden_dim=8, code_dim=4)
-    tokenizer.save(folder / "tokenizer.safetensors")
-    shutil.rmtree(folder / "tokens_train")
-    write_store(folder / "tokens_train", VIEWS["train"], tokenizer.fingerprint)
-    run(prepare(configs / "pretrain.yaml", ["SOLVER.MAX_EPOCH", "1"]))
-    videos = folder / "data/clips"
-    videos.mkdir()
-    MadeVideo("video_0.mp4").write(videos)  # 4 s, 8 frames at 2 fps
-    MadeVideo("short.mp4", times=range(25)).write(videos)  # 2 frames at 2 fps
-    return SimpleNamespace(
-        folder=folder,
-        videos=videos,
-        config=configs / "pretrain.yaml",
-        finetune=configs / "finetune.yaml",
-        overrides=[
-            *("TOKENIZER.NAME", "VQVAETokenizer"),
-            *("TOKENIZER.weights", str(folder / "tokenizer.safetensors")),
-        ],
-    )
+    return make_drawn_project(tmp_path_factory.mktemp("project"))
 
 
 def load(project, *overrides):
