@@ -77,10 +77,10 @@ def test_it_is_the_softmax_over_each_row(layout):
                     on_tokens, on_cls = torch.zeros(GRID), 0.0
                     for row in rows:
                         keys = [cls_parts[video, 3 * index + 1, head]]
-                        keys += [grid_parts[video, *cell, 3 * index + 1, head] for cell in row]
+                        keys += [grid_parts[video][cell][3 * index + 1, head] for cell in row]
                         scores = [float(query @ key) / math.sqrt(size) for key in keys]
                         for i, cell in enumerate(row, 1):
-                            if tokens[video, *cell] == 31:
+                            if tokens[video][cell] == 31:
                                 scores[i] = -math.inf
                         weights = torch.tensor(scores).softmax(0) / len(rows)
                         on_cls += weights[0]

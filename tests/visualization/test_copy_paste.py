@@ -59,5 +59,5 @@ def test_what_cannot_be_copied_is_refused():
     tokens = torch.zeros(2, 3, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="all tokens are hidden"):
         nearest_visible(tokens, torch.ones(2, 3, 3, dtype=torch.bool), True)
-    with pytest.raises(ValueError, match=r"of one shape .*found \(2, 3, 3\) and torch.bool \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"found \(2, 3, 3\) and torch.bool \(3, 3\)"):
         nearest_visible(tokens, torch.ones(3, 3, dtype=torch.bool), True)

@@ -1,0 +1,288 @@
+"""The web page about runs, parsed again and compared with the files that it is about."""
+
+import base64
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from tiny_project import make_tiny_project
+
+from vimpac_ext.config import load_config
+from vimpac_ext.data.bad_videos import BadVideo, append_bad_video
+from vimpac_ext.engine import prepare, run
+from vimpac_ext.engine.run_report import write_run_report
+from vimpac_ext.visualization import RunFileError, read_metrics, save_image
+
+ROOT = Path(__file__).resolve().parents[2]
+VOID = {"meta", "link", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Tables, headings, paragraphs and attributes of a page; checks that all tags close."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tables, self.headings, self.paragraphs = [], [], [], []
+        self.sources, self.ids, self.targets, self.tags = [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.add(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.sources += [attributes[name] for name in ("src",) if name in attributes]
+        self.targets += [attributes["href"]] if "href" in attributes else []
+        self.ids += [attributes["id"]] if "id" in attributes else []
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "p":
+            self.paragraphs.append("")
+        elif tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.tables[-1][-1][-1] += data
+        elif self.open and self.open[-1] == "p":
+            self.paragraphs[-1] += data
+        elif self.open and self.open[-1] in ("h1", "h2", "h3"):
+            self.headings[-1] += data
+
+    def table(self, *header):
+        [found] = [t for t in self.tables if tuple(t[0][: len(header)]) == header]
+        return found[1:]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The OUTPUT_DIRs of a pre-training and of a fine-tuning with its test."""
+    folder = tmp_path_factory.mktemp("project")
+    configs = make_tiny_project(folder)
+    run(prepare(configs / "pretrain.yaml", ["SOLVER.MAX_EPOCH", "1"]))
+    run(prepare(configs / "finetune.yaml", ["TRAIN.EVAL_PERIOD", "1"]))
+    return folder
+
+
+def report(tmp_path, *folders, base=None):
+    write_run_report(folders, tmp_path / "page.html", base)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["page.html"]
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def test_the_numbers_are_those_of_the_files(trained, tmp_path):
+    folder = trained / "finetune"
+    page, _ = report(tmp_path, folder)
+    result = json.loads((folder / "test/result.json").read_text())
+    [[top1, top5, mean]] = page.table("top-1 %", "top-5 %", "mean class accuracy %")
+    for shown, name in ((top1, "top1"), (top5, "top5"), (mean, "mean_class_accuracy")):
+        assert float(shown) == pytest.approx(result[name], rel=1e-5)
+    assert any(result["protocol_id"] in text for text in page.paragraphs)
+    assert {key: value for key, value in page.table("what", "value")} == {  # noqa: C416
+        key: "–" if value is None else str(value) for key, value in result["protocol"].items()
+    }
+    with (folder / "test/per_class.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert page.table(*header) == rows
+    metrics = read_metrics(folder)
+    curves = {row[0]: row[1:] for row in page.table("scalar", "values")}
+    assert set(curves) == set(metrics.series) | set(metrics.timings)
+    points = metrics.series["train_iter/loss"]
+    values = [value for _, value in points]
+    expected = [len(points), points[-1][0], values[-1], min(values), max(values)]
+    assert [float(x) for x in curves["train_iter/loss"]] == pytest.approx(expected, rel=1e-5)
+    files = [row[0] for row in page.table("file", "size")]
+    assert files == sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert len(files) == 2
+
+
+def test_the_configuration_is_compared_with_the_base_and_the_defaults(trained, tmp_path):
+    base = trained / "configs/finetune.yaml"
+    page, _ = report(tmp_path, trained / "finetune", base=base)
+    assert page.table("key", "this run", "finetune.yaml") == [["TRAIN.EVAL_PERIOD", "1", "0"]]
+    own = yaml.safe_load((trained / "finetune/config.yaml").read_text())
+    changed = {row[0]: row[1:] for row in page.table("key", "this run", "default")}
+    assert changed["SOLVER.BASE_LR"] == ["0.01", "0.0001"]
+    assert changed["HEADS.classification.NAME"] == ["ClassificationHead", "(not set)"]
+    assert changed["TRAIN.TOKEN_STORE"][0] == own["TRAIN"]["TOKEN_STORE"]
+    assert "SOLVER.EPS" not in changed
+    sources = load_config(base).sources
+    assert set(changed) <= {*sources, "TRAIN.EVAL_PERIOD"}
+    page, _ = report(tmp_path, trained / "finetune")
+    assert any("--base" in text for text in page.paragraphs)
+
+
+def test_the_page_needs_nothing_else_and_holds_the_pictures_unchanged(trained, tmp_path):
+    folder = tmp_path / "runs/finetune"
+    shutil.copytree(trained / "finetune", folder)
+    image = np.random.default_rng(0).integers(0, 256, (8, 9, 3)).astype(np.uint8)
+    save_image(folder / "pictures/masks.png", image)
+    (folder / "film.mp4").write_bytes(b"film")
+    page, text = report(tmp_path, folder)
+    assert all(source.startswith("data:") for source in page.sources)
+    assert all(target.startswith(("data:", "#")) for target in page.targets)
+    assert "http" not in text
+    assert "url(" not in text
+    assert not page.tags & {"script", "iframe", "object", "embed"}
+    data = [base64.b64decode(source.split(",", 1)[1]) for source in page.sources]
+    for name in ("pictures/masks.png", "test/confusion.png", "film.mp4"):
+        assert (folder / name).read_bytes() in data
+        assert name in text
+    assert sum(content.startswith(b"\x89PNG") for content in data) == 3  # and the curves
+    assert 'name="viewport"' in text
+
+
+def test_what_is_missing_is_said(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("")
+    page, _ = report(tmp_path, folder)
+    for text in (
+        "Not tested: there is no test/result.json.",
+        "No curves: metrics.jsonl is missing or has no scalars.",
+        "No pictures in the folder.",
+        "There is no test/per_class.csv.",
+        "Test: there is no test/predictions.csv.",
+        "There is no config.yaml: the run has not been trained.",
+        "There are no checkpoints.",
+    ):
+        assert text in page.paragraphs
+    assert any("does not tell the versions" in text for text in page.paragraphs)
+    assert any("TRAIN.TOKEN_STORE (none configured): not found" in t for t in page.paragraphs)
+
+
+def test_bad_videos_of_the_test_and_of_the_stores(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "finetune", folder)
+    store = tmp_path / "store"
+    shutil.copytree(trained / "tokens_train", store)
+    entry = BadVideo("clips/<b>bad</b>", "clips/bad.mp4", "cut off & empty")
+    append_bad_video(store / "bad_videos.jsonl", entry)
+    config = (folder / "config.yaml").read_text().replace(str(trained / "tokens_train"), str(store))
+    (folder / "config.yaml").write_text(config)
+    predictions = folder / "test/predictions.csv"
+    with predictions.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    rows[2][header.index("decoded")] = "0"
+    with predictions.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    page, text = report(tmp_path, folder)
+    assert page.table("video_id", "path", "reason") == [list(entry)]
+    assert "<b>" not in text
+    assert "Test: 1 videos were not decoded." in page.paragraphs
+    shown = [rows[2][header.index(name)] for name in ("video_id", "path", "label_name")]
+    assert page.table("video_id", "path", "label_name") == [shown]
+    assert any(t.startswith("TEST.TOKEN_STORE") and "0 bad" in t for t in page.paragraphs)
+
+
+def test_everything_is_escaped(trained, tmp_path):
+    evil = "<script>alert('&\"')</script>"
+    folder = tmp_path / 'a"<i>run'
+    shutil.copytree(trained / "finetune", folder)
+    result = json.loads((folder / "test/result.json").read_text())
+    result["protocol"]["dataset"] = evil
+    (folder / "test/result.json").write_text(json.dumps(result))
+    with (folder / "test/per_class.csv").open("a", newline="") as file:
+        csv.writer(file).writerow([4, evil, 0, 0, 0, 0, "cut\udcff".encode("utf-8", "replace")])
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"_type": evil, "update": 1, evil: 1.0}) + "\n")
+    save_image(folder / '"><img src=x>.png', np.zeros((2, 2, 3), np.uint8))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"OUTPUT_DIR": evil}))
+    page, text = report(tmp_path, folder)
+    assert "<script" not in text
+    assert "<i>" not in text
+    assert page.tags.isdisjoint({"script", "i"})
+    assert all(source.startswith("data:") for source in page.sources)
+    assert dict(page.table("what", "value"))["dataset"] == evil
+    assert page.headings[0] == 'Run a"<i>run'
+    [changed] = [row for row in page.table("key", "this run") if row[0] == "OUTPUT_DIR"]
+    assert changed[1] == evil
+
+
+def test_several_runs_stand_side_by_side(trained, tmp_path):
+    other = tmp_path / "runs/other"
+    shutil.copytree(trained / "finetune", other)
+    result = json.loads((other / "test/result.json").read_text())
+    result |= {"top1": 12.5, "protocol_id": "another"}
+    (other / "test/result.json").write_text(json.dumps(result))
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("RNG_SEED: 0", "RNG_SEED: 7"))
+    page, _ = report(tmp_path, trained / "finetune", other, trained / "pretrain")
+    rows = {row[0]: row[1:] for row in page.table("run", "top-1 %")}
+    first = json.loads((trained / "finetune/test/result.json").read_text())
+    assert float(rows["finetune"][0]) == pytest.approx(first["top1"], rel=1e-5)
+    assert rows["other"][0] == "12.5"
+    assert [rows["finetune"][3], rows["other"][3]] == [first["protocol_id"], "another"]
+    assert rows["pretrain"][:4] == ["–"] * 4
+    assert "Not tested: pretrain." in page.paragraphs
+    assert any("2 different protocols" in text for text in page.paragraphs)
+    keys = {row[0]: row[1:] for row in page.table("key", "finetune", "other", "pretrain")}
+    assert keys["RNG_SEED"] == ["0", "7", "0"]
+    assert keys["MASKER.NAME"] == ["", "", "BlockMasker"]
+    assert "SOLVER.EPS" not in keys
+    last = {row[0]: row[1:] for row in page.table("scalar", "finetune", "other", "pretrain")}
+    loss = read_metrics(trained / "pretrain").series["train_iter/token_loss"][-1][1]
+    assert last["train_iter/token_loss"][:2] == ["–", "–"]
+    assert float(last["train_iter/token_loss"][2]) == pytest.approx(loss, rel=1e-5)
+    assert {target for target in page.targets if target[0] == "#"} == {f"#{i}" for i in page.ids}
+
+
+def test_versions_come_from_the_result_above(trained, tmp_path):
+    folder = tmp_path / "demo/seed_0/finetune"
+    shutil.copytree(trained / "finetune", folder)
+    (tmp_path / "demo/result.json").write_text(json.dumps({"versions": {"torch": "1.2.3"}}))
+    page, _ = report(tmp_path, folder)
+    tables = [table[1:] for table in page.tables if table[0] == ["package", "version"]]
+    assert tables[0] == [["torch", "1.2.3"]]
+    assert dict(tables[1])["numpy"] == np.__version__
+
+
+def test_folders_that_are_no_runs_and_broken_files_are_named(trained, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("old")
+    with pytest.raises(FileNotFoundError, match=r"none is not the OUTPUT_DIR of a run: it has no"):
+        write_run_report([tmp_path / "none"], page)
+    with pytest.raises(ValueError, match="given twice"):
+        write_run_report([trained / "pretrain"] * 2, page)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.yaml").write_text("a: [")
+    with pytest.raises(RunFileError, match=r"config\.yaml is not valid YAML"):
+        write_run_report([broken], page)
+    assert page.read_text() == "old"
+
+
+def test_the_tool_writes_into_the_run(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "finetune", folder)
+
+    def tool(*words):
+        command = [sys.executable, str(ROOT / "tools/report.py"), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+
+    done = tool(folder)
+    assert done.returncode == 0, done.stderr
+    assert "wrote" in done.stdout
+    Page((folder / "report.html").read_text(encoding="utf-8"))
+    done = tool(folder, trained / "pretrain")
+    assert (done.returncode, "several runs need --output" in done.stderr) == (2, True)
+    done = tool(tmp_path)
+    assert done.returncode == 1
+    assert "is not the OUTPUT_DIR of a run" in done.stderr
