@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from vimpac_ext.config import ConfigError, LoadedConfig
-from vimpac_ext.data import SpatialView, VideoReader
+from vimpac_ext.data import SpatialView, open_record
 from vimpac_ext.data.clip_sampler import ClipSampler, item_generator
 from vimpac_ext.engine.assembly import build_dataset, build_tokenizer, device_of, views_of
 from vimpac_ext.engine.checkpoint import find_checkpoint
@@ -56,7 +56,7 @@ def read_clip(record: VideoRecord, view: SpatialView, cfg: CfgNode) -> Tensor:
         sampling_rate=cfg.DATA.SAMPLING_RATE,
         single_frame=cfg.DATA.SINGLE_FRAME,
     )
-    with VideoReader(record.path, start=record.start, end=record.end) as reader:
+    with open_record(record) as reader:
         video_frames = reader.num_frames_at(cfg.DATA.TARGET_FPS)
         [(_, indices)] = sampler.clips(video_frames, item_generator(0, 0, 0))
         images = view(reader.frames_at(cfg.DATA.TARGET_FPS, indices.tolist()))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vimpac_ext.config import LoadedConfig
-from vimpac_ext.data import SpatialView, VideoReader
+from vimpac_ext.data import SpatialView, open_record
 from vimpac_ext.engine.assembly import build_dataset
 from vimpac_ext.engine.requirements import require_data
 from vimpac_ext.structures import UNLABELLED, VideoRecord
@@ -70,7 +70,7 @@ def spread_frames(record: VideoRecord, num_frames: int) -> tuple[Images, list[fl
         uint8 (num_frames, S, S, 3), the centre of each frame, and their seconds from the start.
     """
     view = SpatialView(FRAME_SIZE, "center", FRAME_SIZE)
-    with VideoReader(record.path, start=record.start, end=record.end) as reader:
+    with open_record(record) as reader:
         # The rate at which the video has that many frames; their times are the parts' middles.
         fps = num_frames / reader.duration
         seconds = [(index + 0.5) / fps for index in range(num_frames)]
