@@ -36,7 +36,6 @@ setup(
     extras_require={
         "hf": ["transformers>=5.0", "diffusers>=0.40"],
         "cluster": ["submitit>=1.5"],
-        "decode": ["torchcodec>=0.13"],
         "dev": [
             "attrs>=21",  # DALL-E needs it without saying so
             "DALL-E>=0.1",  # a test compares with it
@@ -47,6 +46,8 @@ setup(
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "submitit>=1.5",
+            "transformers>=5.0",
             "vector-quantize-pytorch>=1.20",
         ],
     },

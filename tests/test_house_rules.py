@@ -32,7 +32,7 @@ LAYERS = {
     "catalogue": 3,
     "engine": 3,
     "benchmarks": 4,
-    "command_line": 3,
+    "command_line": 2,
 }
 
 
