@@ -8,6 +8,7 @@ from pathlib import Path
 from tiny_project import make_tiny_project
 
 from vimpac_ext.engine import prepare
+from vimpac_ext.engine.assembly import build_task
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,11 +29,20 @@ def test_the_example_component_registers_and_trains(tmp_path):
 
 
 def test_the_example_for_own_videos_builds(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    text, _ = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     path = tmp_path / "mine.yaml"
     path.write_text(text.replace("configs/", f"{ROOT}/configs/"))
     cfg = prepare(path, ["NUM_GPUS", "0"]).cfg
     assert dict(cfg.TRAIN.DATASET) == {"NAME": "PathLabelList", "split": "train"}
+
+
+def test_the_example_of_another_backbone_builds(tmp_path):
+    _, text = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "mvit.yaml"
+    path.write_text(text.replace("configs/", f"{ROOT}/configs/"))
+    task = build_task(prepare(path, ["NUM_GPUS", "0"]).cfg)
+    assert task.input_kind == "pixels"
+    assert task.backbone.clip_size == (16, 224, 224)
 
 
 def test_every_file_that_the_readme_names_exists():

@@ -96,7 +96,9 @@ DEFAULTS: dict[str, Any] = {
         "TOKEN_STORE": "",
         "TOKEN_SPLIT_FILE": "",
         "BATCH_SIZE": 64,  # clips (views) per forward pass
-        "CHECKPOINT_FILE_PATH": "",  # default: the newest checkpoint in OUTPUT_DIR
+        # "" = the newest checkpoint in OUTPUT_DIR; "none" = the model as built, with TRAIN.ENABLE
+        # False and weights that components bring (BACKBONE.weights, HEADS.*.pretrained).
+        "CHECKPOINT_FILE_PATH": "",
         "NUM_ENSEMBLE_VIEWS": 10,  # temporal views per video
         "NUM_SPATIAL_CROPS": 3,  # 3: top-left, center, bottom-right; 1: center
         "PRECISION": "fp32",  # fp32, bf16 (autocast)

@@ -127,6 +127,13 @@ def _check_batch(loaded: LoadedConfig) -> None:
             f"0 or a divisor of TRAIN.BATCH_SIZE ({train.BATCH_SIZE})",
         )
     if train.ENABLE:
+        as_built = loaded.cfg.TEST.CHECKPOINT_FILE_PATH == "none"
+        _require(
+            loaded,
+            "TEST.CHECKPOINT_FILE_PATH",
+            not as_built,
+            "a checkpoint or empty while TRAIN.ENABLE is True",
+        )
         on_bad = loaded.cfg.DATA.ON_BAD_VIDEO
         allowed = on_bad != "count_wrong" or loaded.cfg.MODEL.NUM_CLASSES > 0
         _require(loaded, "DATA.ON_BAD_VIDEO", allowed, "error or skip for a task without labels")

@@ -79,7 +79,9 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
         task = build_task(cfg).to(device)
     if tester is None:
         return {}
-    if cfg.TEST.CHECKPOINT_FILE_PATH or not cfg.TRAIN.ENABLE:
+    if cfg.TEST.CHECKPOINT_FILE_PATH == "none":
+        update = 0
+    elif cfg.TEST.CHECKPOINT_FILE_PATH or not cfg.TRAIN.ENABLE:
         path = find_checkpoint(Path(cfg.TEST.CHECKPOINT_FILE_PATH or folder))
         update = load_model(path, task, tester.facts)
         _logger.info("testing %s", path)

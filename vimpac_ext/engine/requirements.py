@@ -97,7 +97,7 @@ def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:
         wanted["TEST"] = cfg.OUTPUT_DIR
     for phase in _phases(loaded):
         path = wanted[phase]
-        if not path:
+        if not path or (phase == "TEST" and path == "none"):
             continue
         try:
             find_checkpoint(Path(path))

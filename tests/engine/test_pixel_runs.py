@@ -1,0 +1,164 @@
+"""Backbones that read pixels, from video files to a test result."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from made_videos import MadeVideo
+
+from vimpac_ext import compat
+from vimpac_ext.data import FrameClips, spatial_views
+from vimpac_ext.data.annotations import PathLabelList
+from vimpac_ext.data.decode import VideoDecodeError
+from vimpac_ext.engine import prepare, run
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Four videos, and a fifth that only the list "with_bad.csv" has and that is none."""
+    root = tmp_path_factory.mktemp("videos")
+    for i in range(4):
+        MadeVideo(f"{i}.mp4", times=range(0, 40 + 10 * i)).write(root)
+    (root / "bad.mp4").write_bytes(b"no video")
+    lines = [f"{i}.mp4 {i % NUM_CLASSES}" for i in range(4)]
+    (root / "good.csv").write_text("\n".join(lines) + "\n")
+    (root / "with_bad.csv").write_text("\n".join([*lines, "bad.mp4 1"]) + "\n")
+    return root
+
+
+def merged(base, changes):
+    both = {**base, **changes}
+    return {
+        key: merged(base[key], value)
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+        else value
+        for key, value in both.items()
+    }
+
+
+def config(videos, folder, backbone, split="good", **changes):
+    content = {
+        "TASK": "FinetuneTask",
+        "BACKBONE": backbone,
+        "HEADS": {"classification": {"NAME": "ClassificationHead"}},
+        "LOSSES": {"classification": {"NAME": "CrossEntropyLoss"}},
+        "MODEL": {"NUM_CLASSES": NUM_CLASSES},
+        "DATA": {
+            "PATH_TO_DATA_DIR": str(videos),
+            "NUM_FRAMES": 4,
+            "TARGET_FPS": 8.0,
+            "TRAIN_CROP_SIZE": 32,
+            "TEST_CROP_SIZE": 32,
+        },
+        "DATA_LOADER": {"NUM_WORKERS": 0},
+        "TRAIN": {"DATASET": {"NAME": "PathLabelList", "split": split}, "BATCH_SIZE": 2},
+        "TEST": {
+            "DATASET": {"NAME": "PathLabelList", "split": split},
+            "NUM_ENSEMBLE_VIEWS": 2,
+            "NUM_SPATIAL_CROPS": 3,
+            "BATCH_SIZE": 12,
+        },
+        "SOLVER": {"MAX_EPOCH": 1},
+        "TENSORBOARD": False,
+        "NUM_GPUS": 0,
+        "OUTPUT_DIR": str(folder / "output"),
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(merged(content, changes)))
+    return prepare(path)
+
+
+FRAMES = {"NAME": "TimmFrames", "model": "resnet10t"}
+
+
+def test_trains_and_tests(videos, tmp_path):
+    result = run(config(videos, tmp_path, FRAMES))
+    assert (result["protocol"]["expected_videos"], result["protocol"]["decoded_videos"]) == (4, 4)
+    assert result["protocol"]["tokenizer"] == "none"
+    assert list(tmp_path.glob("output/checkpoints/*.pyth"))
+
+
+def test_a_video_that_is_none_is_counted(videos, tmp_path):
+    data = {"ON_BAD_VIDEO": "count_wrong"}
+    result = run(config(videos, tmp_path, FRAMES, split="with_bad", DATA=data))
+    assert (result["protocol"]["expected_videos"], result["protocol"]["decoded_videos"]) == (5, 4)
+    lines = (tmp_path / "output/test/bad_videos.jsonl").read_text().splitlines()
+    assert [json.loads(line)["video_id"] for line in lines] == ["bad"]
+    rows = list(csv.DictReader((tmp_path / "output/test/predictions.csv").open()))
+    assert [row["video_id"] for row in rows if row["decoded"] == "0"] == ["bad"]
+
+
+def test_a_video_that_is_none_stops_the_run_by_default(videos, tmp_path):
+    loaded = config(
+        videos,
+        tmp_path,
+        FRAMES,
+        split="with_bad",
+        TRAIN={"ENABLE": False},
+        TEST={"CHECKPOINT_FILE_PATH": "none"},
+    )
+    with pytest.raises(VideoDecodeError, match=r"bad\.mp4"):
+        run(loaded)
+
+
+def test_a_published_model_scores_as_when_called_by_hand(videos, tmp_path):
+    """The evaluator against pytorchvideo's own model on the same clips, view by view."""
+    compat.install()
+    from pytorchvideo.models import hub
+
+    torch.manual_seed(0)
+    options = {"head_pool_kernel_size": (2, 1, 1), "model_num_class": NUM_CLASSES}
+    model = hub.c2d_r50(**options).eval()
+    for name, value in model.named_buffers():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    torch.save(model.state_dict(), tmp_path / "c2d.pyth")
+    backbone = {
+        "NAME": "PytorchVideoBackbone",
+        "model": "c2d_r50",
+        "weights": str(tmp_path / "c2d.pyth"),
+        "options": {"head_pool_kernel_size": [2, 1, 1], "model_num_class": NUM_CLASSES},
+    }
+    loaded = config(
+        videos,
+        tmp_path,
+        backbone,
+        HEADS={"classification": {"pretrained": True}},
+        TRAIN={"ENABLE": False},
+        TEST={"CHECKPOINT_FILE_PATH": "none"},
+    )
+    run(loaded)
+    scores = np.load(tmp_path / "output/test/scores.npz")["scores"]
+    clips = FrameClips(
+        PathLabelList(str(videos), "good").records,
+        views=spatial_views("three_crops", 32),
+        num_frames=4,
+        fps=8.0,
+        mode="uniform",
+        num_temporal_views=2,
+    )
+    for index in range(4):
+        with torch.no_grad():
+            logits = model((clips[index]["clips"] - 0.45) / 0.225)
+        expected = logits.softmax(dim=-1).mean(dim=0).numpy()
+        np.testing.assert_allclose(scores[index], expected, atol=1e-5)
+    assert np.ptp(scores, axis=0).max() > 1e-3  # the videos differ
+
+
+def test_a_step_trains_without_the_videos_that_are_none(videos, tmp_path, caplog):
+    loaded = config(
+        videos,
+        tmp_path,
+        FRAMES,
+        split="with_bad",
+        DATA={"ON_BAD_VIDEO": "skip"},
+        TEST={"ENABLE": False},
+    )
+    run(loaded)
+    assert "left out of its batch" in caplog.text
+    assert list(tmp_path.glob("output/checkpoints/*.pyth"))
