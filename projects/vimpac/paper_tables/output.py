@@ -137,7 +137,7 @@ def write_results(folder: Path, table: Table, results: Sequence[RowResult], comm
 def markdown_table(table: Table, results: Sequence[RowResult]) -> str:
     """Rows with "mean ± std" of what was measured, and the paper's numbers."""
     columns, paper = table.columns, table.paper_columns
-    header = ["row", *map(title_of, columns), *(f"paper: {title_of(name)}" for name in paper), ""]
+    header = ["row", *map(title_of, columns), *map(paper_title, paper), "state"]
     fastest = {"here": 0.0, "paper": 0.0}
     for result in results:
         own = result.spread("speed")
@@ -173,6 +173,11 @@ def title_of(column: str) -> str:
     if column.startswith("top1:"):
         return f"{column.removeprefix('top1:')} top-1 (%)"
     return TITLES.get(column, column)
+
+
+def paper_title(column: str) -> str:
+    """How a column of the paper's numbers is headed; its speed is in units of its own."""
+    return f"paper: {'Speed (normalised)' if column == 'speed' else title_of(column)}"
 
 
 def _summary_fields(table: Table) -> list[str]:

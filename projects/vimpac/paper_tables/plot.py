@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paper_tables.output import RowResult, title_of
+from paper_tables.output import RowResult, paper_title, title_of
 from paper_tables.spec import Table
 from vimpac_ext.files import atomic_write
 
@@ -59,5 +59,5 @@ def _panel(axes: "Axes", table: Table, results: Sequence[RowResult], column: str
     if printed:
         above = axes.twiny()
         above.plot(*zip(*printed, strict=True), "x", color=_PAPER)
-        above.set_xlabel(f"paper: {title_of(name)}", color=_PAPER, fontsize=8)
+        above.set_xlabel(paper_title(name), color=_PAPER, fontsize=8)
         above.tick_params(axis="x", colors=_PAPER, labelsize=8)
