@@ -185,6 +185,14 @@ def test_collect_reads_the_run_folders_again(tmp_path):
     assert (results / "demo_table_05.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("number", [n for n in table_numbers() if n not in (10, 13)])
+def test_whatever_is_measured_has_a_column(number):
+    losses = {"mask_accuracy", "contrast_loss"}
+    table = load_table(number)
+    accuracies = {f"top1:{name}" for name in table.target_names}
+    assert losses | accuracies <= set(line_fields(table))
+
+
 def test_a_line_of_an_unknown_row_is_refused():
     with pytest.raises(ValueError, match="rows that it does not describe.*'blok'"):
         results_of(load_table(5), [line("blok", 0, 1.0)])

@@ -81,7 +81,9 @@ def backbone_parameters(planner: Planner, row: Row) -> float:
 
 def line_fields(table: Table) -> list[str]:
     """Columns of a table's runs, one line for each row and seed."""
-    own = [column for column in table.columns if column != "speed"]
+    shown = [column for column in table.columns if column != "speed"]
+    # Measured for every row that is pre-trained, whether the paper's table shows them or not.
+    own = dict.fromkeys([*shown, "mask_accuracy", "contrast_loss"])
     return [
         *("row", "seed", "status", "reason", *own, "updates", "updates_per_second"),
         *("seconds", "test_videos", "hardware", "settings", "stages"),
