@@ -1,0 +1,206 @@
+"""Results of a table as csv, Markdown and a plot."""
+
+import csv
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paper_tables.measures import DONE, FAILED, Line, line_fields
+from paper_tables.spec import Row, Table
+from paper_tables.spread import Spread, spread_of
+from vimpac_ext.files import atomic_write
+
+TITLES = {
+    "mask_accuracy": "Mask-Accu. (%)",
+    "contrast_loss": "CL-Loss",
+    "parameters": "Params (M)",
+    "speed": "Speed (clips/s)",
+}
+DIGITS = {"contrast_loss": 2, "parameters": 1}
+SPEED_FIELDS = ("row", "round", "seconds", "clips", "hardware")
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row with what was measured.
+
+    Attributes:
+        row: of the table.
+        lines: one for each seed that was asked for.
+        rounds: seconds of each timing round of the row; clips in a step; "" without.
+        clips: in a timed step.
+    """
+
+    row: Row
+    lines: list[Line]
+    rounds: list[float]
+    clips: int
+
+    def values(self, column: str) -> dict[int, float]:
+        """Seed (or timing round) -> value, of the seeds that have one."""
+        if column == "speed":
+            return {i: self.clips / seconds for i, seconds in enumerate(self.rounds)}
+        return {
+            line["seed"]: line[column] for line in self.lines if line.get(column) not in (None, "")
+        }
+
+    def spread(self, column: str) -> Spread | None:
+        """Mean and spread over the seeds; of the speed the median over the rounds."""
+        values = list(self.values(column).values())
+        if column == "speed" and values:
+            return Spread(statistics.median(values), None, len(values))
+        if column == "parameters":
+            return Spread(values[0], None, 1) if values else None
+        return spread_of(values)
+
+    @property
+    def state(self) -> str:
+        """In words: which seeds are done, what failed and why."""
+        if self.row.quoted:
+            return "quoted from the paper, another method"
+        done = [line["seed"] for line in self.lines if line["status"] == DONE]
+        parts = [f"seeds {', '.join(map(str, done))}"] if done else []
+        parts += [
+            f"seed {line['seed']} failed: {line['reason']}"
+            for line in self.lines
+            if line["status"] == FAILED
+        ]
+        waiting = [str(line["seed"]) for line in self.lines if line["status"] not in (DONE, FAILED)]
+        parts += [f"seeds {', '.join(waiting)} not finished"] if waiting else []
+        return "; ".join(parts) or "not run"
+
+
+def results_of(
+    table: Table, lines: Sequence[Line], speed: Sequence[Mapping[str, Any]] = ()
+) -> list[RowResult]:
+    """Every row of the table, in order, with its lines.
+
+    Raises:
+        ValueError: if a line is of a row that the table does not have.
+    """
+    known = {row.name for row in table.rows}
+    strange = {line["row"] for line in [*lines, *speed]} - known
+    if strange:
+        raise ValueError(f"{table.name} has results of rows that it does not describe: {strange}")
+    return [
+        RowResult(
+            row,
+            [line for line in lines if line["row"] == row.name],
+            [entry["seconds"] for entry in speed if entry["row"] == row.name],
+            next((entry["clips"] for entry in speed if entry["row"] == row.name), 0),
+        )
+        for row in table.rows
+    ]
+
+
+def write_csv(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows under a header; what a row lacks is empty."""
+    with atomic_write(path, newline="") as file:
+        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[Line]:
+    """Rows of a file by `write_csv`; what looks like a number is one."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {key: value if key == "row" else _number(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_runs(folder: Path, table: Table, lines: Sequence[Line]) -> Path:
+    """``<size>_table_NN_runs.csv``: one line for each row and seed."""
+    path = folder / f"{table.name}_runs.csv"
+    write_csv(path, line_fields(table), lines)
+    return path
+
+
+def write_results(folder: Path, table: Table, results: Sequence[RowResult], command: str) -> None:
+    """``<size>_table_NN.csv``, ``.md`` and ``.png``: mean and spread beside the paper's numbers."""
+    write_csv(folder / f"{table.name}.csv", _summary_fields(table), _summary(table, results))
+    with atomic_write(folder / f"{table.name}.md") as file:
+        file.write(f"# Table {table.number}: {table.title} ({table.size})\n\n`{command}`\n\n")
+        file.write(markdown_table(table, results))
+    if any(result.spread(column) for result in results for column in table.columns):
+        from paper_tables.plot import save_plot
+
+        save_plot(folder / f"{table.name}.png", table, results)
+
+
+def markdown_table(table: Table, results: Sequence[RowResult]) -> str:
+    """Rows with "mean ± std" of what was measured, and the paper's numbers."""
+    columns, paper = table.columns, table.paper_columns
+    header = ["row", *map(title_of, columns), *map(paper_title, paper), "state"]
+    fastest = {"here": 0.0, "paper": 0.0}
+    for result in results:
+        own = result.spread("speed")
+        fastest["here"] = max(fastest["here"], own.mean if own else 0.0)
+        fastest["paper"] = max(fastest["paper"], result.row.paper.get("speed", 0.0))
+    rows = []
+    for result in results:
+        cells = [_safe(result.row.label)]
+        for column in columns:
+            found = result.spread(column)
+            text = found.shown(DIGITS.get(column, 1)) if found else NOTHING
+            if found and column == "speed":
+                text += f" ({found.mean / fastest['here']:.2f}x)"
+            cells.append(text)
+        for name in paper:
+            value = result.row.paper.get(name)
+            text = NOTHING if value is None else f"{value:.{DIGITS.get(name, 1)}f}"
+            if value is not None and name == "speed":
+                text += f" ({value / fastest['paper']:.2f}x)"
+            cells.append(text)
+        rows.append([*cells, _safe(result.state)])
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _safe(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def title_of(column: str) -> str:
+    """How a column is headed."""
+    if column.startswith("top1:"):
+        return f"{column.removeprefix('top1:')} top-1 (%)"
+    return TITLES.get(column, column)
+
+
+def paper_title(column: str) -> str:
+    """How a column of the paper's numbers is headed; its speed is in units of its own."""
+    return f"paper: {'Speed (normalised)' if column == 'speed' else title_of(column)}"
+
+
+def _summary_fields(table: Table) -> list[str]:
+    own = [f"{column} {part}" for column in table.columns for part in ("mean", "std", "n")]
+    return ["row", "label", *own, *(f"paper {name}" for name in table.paper_columns), "state"]
+
+
+def _summary(table: Table, results: Sequence[RowResult]) -> Iterable[Line]:
+    for result in results:
+        line: Line = {"row": result.row.name, "label": result.row.label, "state": result.state}
+        for column in table.columns:
+            found = result.spread(column)
+            if found:
+                std = "" if found.std is None else f"{found.std:.6g}"
+                line |= {f"{column} mean": f"{found.mean:.6g}", f"{column} std": std}
+                line[f"{column} n"] = found.count
+        yield line | {f"paper {name}": value for name, value in result.row.paper.items()}
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

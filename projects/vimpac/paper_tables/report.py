@@ -1,0 +1,161 @@
+"""RESULTS.md from the csv files of the runs; nothing in it is typed by hand but the comments."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from paper_tables.computed import compute, computed_markdown
+from paper_tables.findings import Finding, judge, load_findings
+from paper_tables.measures import Line, line_fields, measure
+from paper_tables.output import (
+    SPEED_FIELDS,
+    RowResult,
+    markdown_table,
+    read_csv,
+    results_of,
+    write_csv,
+    write_results,
+)
+from paper_tables.spec import SIZES, Table, load_table, table_numbers
+
+_HEAD = """# Results
+
+Written by `python projects/vimpac/results.py` from the files in `projects/vimpac/results/`: do not
+edit.
+
+Rows are "mean ± standard deviation" over the seeds that are named in the last column. A seed
+decides the videos of the demo, the initial weights, the order and the masks, so the spread holds
+all of these. The paper's numbers stand beside them for the order of the rows; the values cannot be
+compared with a miniature on other videos. Mask-Accu. and CL-Loss are on held-out videos. A verdict
+"shows" or "the opposite shows" needs a 95 % confidence interval (Student's t over the differences
+in each seed) that excludes zero, which three seeds reach only for differences far above their
+spread; with one seed there is no verdict. No correction is made for the number of comparisons.
+"""
+
+
+def collect(root: Path, results: Path) -> list[Path]:
+    """Copies the runs of all tables below ``root``, their numbers read again from the run folders.
+
+    Args:
+        root: output folder of ``run_table.py``.
+        results: receives ``<size>_table_NN_runs.csv``, ``_speed.csv`` and the plots.
+
+    Returns:
+        The files of runs that were written.
+    """
+    written = []
+    for table in _tables():
+        source = root / "tables" / f"{table.name}_runs.csv"
+        if not source.is_file():
+            continue
+        lines = [_measured_again(root, line) for line in read_csv(source)]
+        speed = read_csv(root / "tables" / f"{table.name}_speed.csv")
+        if speed:
+            write_csv(results / f"{table.name}_speed.csv", SPEED_FIELDS, speed)
+        write_csv(results / source.name, line_fields(table), lines)
+        write_results(results, table, results_of(table, lines, speed), command_of(table, lines))
+        (results / f"{table.name}.md").unlink()  # RESULTS.md has it
+        written.append(results / source.name)
+    return written
+
+
+def report(results: Path) -> str:
+    """The text of RESULTS.md."""
+    findings = load_findings()
+    sections = [_section(table, results, findings) for table in _tables()]
+    ratios = load_table(10)
+    counted = (
+        f"## Table {ratios.number}: {ratios.title}\n\nComputed by "
+        f"`python projects/vimpac/run_table.py {ratios.number}`.\n\n"
+        f"{computed_markdown(compute(ratios))}"
+    )
+    body = [_HEAD, _overview(results, findings), *filter(None, sections), counted]
+    return "\n".join(body)
+
+
+def command_of(table: Table, lines: Sequence[Line]) -> str:
+    """The command that gives these lines."""
+    seeds = sorted({line["seed"] for line in lines})
+    words = ["python projects/vimpac/run_table.py", str(table.number)]
+    words += ["--full"] if table.size == "full" else []
+    words += ["--seeds", *map(str, seeds)]
+    settings = sorted({str(line["settings"]) for line in lines if line.get("settings")})
+    return " ".join([*words, *(["--set", *settings] if settings else [])])
+
+
+def _tables() -> list[Table]:
+    tables = [load_table(number, size) for number in table_numbers() for size in SIZES]
+    return [table for table in tables if table.kind == "runs"]
+
+
+def _measured_again(root: Path, line: Line) -> Line:
+    """A line with what its stages' folders say now; as it is, where they are gone or never were."""
+    stages: dict[str, str] = json.loads(line["stages"]) if line.get("stages") else {}
+    if not stages or not any((root / name).is_dir() for name in stages.values()):
+        return line
+    return {**line, **measure(root, stages)}
+
+
+def load_results(table: Table, results: Path) -> list[RowResult]:
+    """What the files say of a table's rows."""
+    lines = read_csv(results / f"{table.name}_runs.csv")
+    return results_of(table, lines, read_csv(results / f"{table.name}_speed.csv"))
+
+
+def _overview(results: Path, findings: Sequence[Finding]) -> str:
+    lines = ["## Findings in miniature\n", "| table | finding | here |", "| --- | --- | --- |"]
+    for finding in findings:
+        table = load_table(finding.table)
+        verdict = judge(finding, table, load_results(table, results))
+        lines.append(f"| {finding.table} | {_cell(finding.finding)} | **{verdict.word}** |")
+    return "\n".join(lines) + "\n"
+
+
+def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
+    rows = load_results(table, results)
+    lines = [line for row in rows for line in row.lines]
+    speed = read_csv(results / f"{table.name}_speed.csv")
+    if not lines and not speed and table.size == "full":
+        return ""
+    size = "miniature" if table.size == "demo" else "full size"
+    parts = [f"## Table {table.number}: {table.title} ({size})\n", _provenance(table, lines, speed)]
+    parts.append(markdown_table(table, rows))
+    if (results / f"{table.name}.png").is_file():
+        parts.append(f"![Table {table.number}, {size}](results/{table.name}.png)\n")
+    for finding in findings:
+        if finding.table == table.number:
+            verdict = judge(finding, table, rows)
+            parts.append(
+                f"- {finding.finding} **{verdict.word}**: {verdict.sentence} {finding.comment}"
+            )
+    return "\n".join(parts) + "\n"
+
+
+def _provenance(table: Table, lines: Sequence[Line], speed: Sequence[dict[str, Any]]) -> str:
+    """Command, seeds, seconds and hardware."""
+    if not lines and not speed:
+        return f"Not run. `python projects/vimpac/run_table.py {table.number}` would.\n"
+    words = []
+    if lines:
+        seconds = sum(line["seconds"] for line in lines if line.get("seconds"))
+        machines = sorted({line["hardware"] for line in lines if line.get("hardware")})
+        videos = sorted({line["test_videos"] for line in lines if line.get("test_videos")})
+        words += [
+            f"`{command_of(table, lines)}`",
+            f"{seconds:.0f} s for all rows and seeds, a shared pre-training counted in each row",
+            f"test videos: {', '.join(map(str, videos)) or 'none yet'}",
+            f"on {'; '.join(machines) or 'nothing yet'}",
+        ]
+    if speed:
+        machine = sorted({entry["hardware"] for entry in speed})
+        rounds = len({entry["round"] for entry in speed})
+        words.append(
+            f"speed: median of {rounds} rounds, steps of {speed[0]['clips']} clips, "
+            f"on {'; '.join(machine)}"
+        )
+    return "; ".join(words) + ".\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,251 @@
+"""Runs stages in processes of their own: resumes, shares, reports failures, stops cleanly."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from paper_tables.hardware import hardware
+from paper_tables.spec import PROJECT, REPOSITORY
+from paper_tables.stages import Stage, shown
+from vimpac_ext.files import atomic_write
+
+RECORD = "stage.json"  # written when a stage is done
+FAILURE = "failed.json"  # written when it failed, removed when it is done
+LOG = "log.txt"  # what its processes printed
+_SECONDS = "seconds.json"  # spent so far, over interrupted attempts
+_FIRST_POLL, _LAST_POLL = 0.05, 1.0  # seconds
+_GRACE_SECONDS = 30  # for a stage to end after an interruption
+_PACKAGES = ("torch", "numpy", "av")
+
+
+class StageError(RuntimeError):
+    """A stage failed; the message is the reason that it gave."""
+
+
+def record_of(stage: Stage) -> dict[str, Any] | None:
+    """What was written when the stage was finished; None if it is not."""
+    path = stage.folder / RECORD
+    if not path.is_file():
+        return None
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return record if record.get("name") == stage.name else None
+
+
+def is_done(stage: Stage) -> bool:
+    """Whether there is nothing left to do for a stage."""
+    if record_of(stage) is not None:
+        return True
+    # A store of the user's own is taken as it is; one that was begun here is completed.
+    begun = (stage.folder / LOG).is_file()
+    return bool(stage.produced) and not begun and (Path(stage.produced) / "meta.json").is_file()
+
+
+class Runner:
+    """Runs the stages of rows one after the other, each at most once.
+
+    Args:
+        say: prints a line of progress.
+    """
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self.say = say
+        self.failures: dict[str, str] = {}  # stage -> "stage that failed: reason"
+
+    def run(self, stages: Sequence[Stage]) -> None:
+        """Runs what is not done; a failure is kept in `failures`, and other stages go on.
+
+        Args:
+            stages: each after what it needs; one that several rows need may be given several times.
+
+        Raises:
+            KeyboardInterrupt: when stopped; the running stage was told to stop, too.
+        """
+        named = {stage.name: stage for stage in stages}
+        todo = [stage for stage in named.values() if not is_done(stage)]
+        self.say(f"{len(named)} stages, {len(named) - len(todo)} of them done before")
+        for stage in todo:
+            (stage.folder / FAILURE).unlink(missing_ok=True)  # it has another chance
+        clock = _Remaining(todo)
+        for number, stage in enumerate(todo, start=1):
+            broken = [needed.name for needed in stage.needs if needed.name in self.failures]
+            if broken:
+                self._fail(stage, self.failures[broken[0]])
+                self.say(f"[{number}/{len(todo)}] {stage.name}: not started, {broken[0]} failed")
+                continue
+            self.say(f"[{number}/{len(todo)}] {stage.name}{clock.estimate(number - 1)}")
+            try:
+                seconds = self._run_stage(stage)
+            except StageError as error:
+                self._fail(stage, f"{stage.name}: {error}")
+                self.say(f"  failed: {error}\n  see {stage.folder / LOG}")
+                continue
+            clock.add(stage.kind, seconds)
+            self.say(f"  done in {seconds:.0f} s")
+
+    def _fail(self, stage: Stage, reason: str) -> None:
+        self.failures[stage.name] = reason
+        _write_json(stage.folder / FAILURE, {"reason": reason})
+
+    def _run_stage(self, stage: Stage) -> float:
+        """Runs one stage to its end; returns its seconds over all attempts."""
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(stage.folder, self.say):
+            if is_done(stage):  # by another runner, while this one waited
+                return 0.0
+            before = _seconds(stage.folder)
+            started = time.perf_counter()
+            try:
+                self._execute(stage)
+            finally:
+                seconds = round(before + time.perf_counter() - started, 2)
+                _write_json(stage.folder / _SECONDS, {"seconds": seconds})
+            _write_json(stage.folder / RECORD, _record(stage, seconds))
+            (stage.folder / FAILURE).unlink(missing_ok=True)
+        return seconds
+
+    def _execute(self, stage: Stage) -> None:
+        log = stage.folder / LOG
+        with log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {shown(stage.command)}\n")
+            file.flush()
+            start = file.tell()
+            process = subprocess.Popen(
+                stage.command, stdout=file, stderr=subprocess.STDOUT, env=_environment()
+            )
+            with _stopping(process):
+                code = _wait(process, stage.folder / "metrics.jsonl")
+        if code:
+            with log.open("rb") as written:
+                written.seek(start)
+                raise StageError(_reason(written.read().decode("utf-8", "replace"), code))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Only one runner works in a folder; another one waits until it is done."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"  another runner is working on {folder.name}; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _stopping(process: subprocess.Popen) -> Iterator[None]:
+    """Ends the process when this one is interrupted (Ctrl-C, or SIGTERM from a scheduler)."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except BaseException:
+        process.terminate()
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _wait(process: subprocess.Popen, metrics: Path) -> int:
+    """Waits for the end, with the newest update on a terminal; returns the exit code."""
+    shows = sys.stdout.isatty()
+    poll = _FIRST_POLL
+    while True:
+        try:
+            return process.wait(poll)
+        except subprocess.TimeoutExpired:
+            poll = min(2 * poll, _LAST_POLL)
+            if shows:
+                sys.stdout.write(f"\r  {_newest(metrics):60}\r")
+                sys.stdout.flush()
+
+
+def _newest(metrics: Path) -> str:
+    """Epoch and iteration of the last line of a run's metrics."""
+    if not metrics.is_file():
+        return ""
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    try:
+        last = json.loads(lines[-1])
+    except (IndexError, json.JSONDecodeError):
+        return ""
+    return f"epoch {last.get('epoch', '')}, update {last.get('update', '')}"
+
+
+def _reason(printed: str, code: int) -> str:
+    """The error that a stage's output ends with, in one line."""
+    if code < 0:
+        return f"killed by signal {-code} ({signal.Signals(-code).name})"
+    lines = [line for line in printed.splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("error: ")]
+    said = lines[starts[-1] :] if starts else lines[-1:]
+    return " ".join(line.strip() for line in said) or f"exit code {code}"
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(REPOSITORY), str(PROJECT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _record(stage: Stage, seconds: float) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "seconds": seconds,
+        "hardware": hardware(stage.device),
+        "command": shown(stage.command),
+        "needs": [needed.name for needed in stage.needs],
+        "versions": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _seconds(folder: Path) -> float:
+    path = folder / _SECONDS
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+class _Remaining:
+    """Guesses how long the rest takes, from the stages of each kind that were run."""
+
+    def __init__(self, todo: Sequence[Stage]) -> None:
+        self.kinds = [stage.kind for stage in todo]
+        self.seconds: dict[str, list[float]] = {}
+
+    def add(self, kind: str, seconds: float) -> None:
+        self.seconds.setdefault(kind, []).append(seconds)
+
+    def estimate(self, done: int) -> str:
+        rest = self.kinds[done:]
+        if any(kind not in self.seconds for kind in rest):
+            return ""
+        means = {kind: sum(values) / len(values) for kind, values in self.seconds.items()}
+        return f" (about {sum(means[kind] for kind in rest) / 60:.0f} min left)"

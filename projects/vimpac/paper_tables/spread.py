@@ -1,0 +1,52 @@
+"""Mean, spread, and what a difference of few runs can tell."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (any table of them).
+_T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some values of one kind.
+
+    Attributes:
+        mean: of the values.
+        std: sample standard deviation; None for one value.
+        count: number of values.
+    """
+
+    mean: float
+    std: float | None
+    count: int
+
+    def shown(self, digits: int = 1) -> str:
+        """Mean and standard deviation, "12.3 ± 0.4", or the value alone."""
+        text = f"{self.mean:.{digits}f}"
+        return text if self.std is None else f"{text} ± {self.std:.{digits}f}"
+
+
+def spread_of(values: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation; None without values."""
+    if not values:
+        return None
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), std, len(values))
+
+
+def half_width(differences: Sequence[float]) -> float:
+    """Half of the 95 % confidence interval of the mean of paired differences (Student's t).
+
+    With more than eleven values the quantile of ten degrees of freedom is used, which is too wide
+    rather than too narrow.
+
+    Returns:
+        Infinity for less than two values.
+    """
+    if len(differences) < 2:
+        return math.inf
+    quantile = _T_QUANTILES[min(len(differences) - 1, len(_T_QUANTILES)) - 1]
+    return quantile * statistics.stdev(differences) / math.sqrt(len(differences))

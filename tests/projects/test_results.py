@@ -1,0 +1,227 @@
+"""RESULTS.md says what the files say, and verdicts follow from the numbers."""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paper_tables.findings import (
+    NOISE,
+    NOT_RUN,
+    OPPOSITE,
+    SHOWS,
+    Finding,
+    judge,
+    load_findings,
+    measured_column,
+)
+from paper_tables.measures import line_fields
+from paper_tables.output import SPEED_FIELDS, read_csv, results_of, write_csv
+from paper_tables.report import collect, load_results, report
+from paper_tables.spec import SIZES, load_table, table_numbers
+from paper_tables.spread import half_width, spread_of
+
+from projects.vimpac.demo_shapes import DemoShapes
+
+PROJECT = Path(__file__).resolve().parents[2] / "projects/vimpac"
+
+
+def line(row, seed, top1, **more):
+    return {"row": row, "seed": seed, "status": "done", "top1:motion": top1,
+            "seconds": 10.0, "test_videos": 200, "hardware": "an abacus", **more}  # fmt: skip
+
+
+LINES = [
+    *(line("block, 256", seed, top1, mask_accuracy=40 + seed) for seed, top1 in
+      enumerate((60.0, 62.5, 61.0))),
+    *(line("i.i.d., 256", seed, top1, mask_accuracy=55 + seed) for seed, top1 in
+      enumerate((50.0, 51.5, 52.0))),
+    line("block, 128", 0, 44.0),
+    line("i.i.d., 128", 0, 33.0),
+    {"row": "i.i.d., 128", "seed": 1, "status": "failed", "reason": "pretrain-1: no | memory"},
+]  # fmt: skip
+
+
+def cells_of(text, heading):
+    """The rows of the first Markdown table below a heading."""
+    lines = text[text.index(heading) :].splitlines()
+    start = next(i for i, text in enumerate(lines) if text.startswith("| row"))
+    rows = []
+    for text in lines[start:]:
+        if not text.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in text.replace("\\|", "/").strip("|").split("|")])
+    return rows[0], {row[0]: row for row in rows[2:]}
+
+
+def check_numbers(results):
+    """Every mean and spread of RESULTS.md, computed anew from the csv files."""
+    text = report(results)
+    checked = 0
+    for number in table_numbers():
+        for size in SIZES:
+            table = load_table(number, size)
+            if table.kind != "runs" or not (results / f"{table.name}_runs.csv").is_file():
+                continue
+            words = "miniature" if size == "demo" else "full size"
+            header, rows = cells_of(text, f"## Table {number}: {table.title} ({words})")
+            assert len(rows) == len(table.rows)
+            for row in table.rows:
+                cells = rows[row.label.replace("|", "/")]
+                for position, column in enumerate(table.columns, start=1):
+                    if column in ("speed", "parameters"):
+                        continue
+                    values = [
+                        float(entry[column])
+                        for entry in read_csv(results / f"{table.name}_runs.csv")
+                        if entry["row"] == row.name and entry[column] != ""
+                    ]
+                    digits = 2 if column == "contrast_loss" else 1
+                    expected = f"{np.mean(values):.{digits}f}" if values else "-"
+                    if len(values) > 1:
+                        expected += f" ± {np.std(values, ddof=1):.{digits}f}"
+                    assert cells[position] == expected
+                    checked += bool(values)
+                for name, printed in row.paper.items():
+                    cell = cells[1 + len(table.columns) + table.paper_columns.index(name)]
+                    assert float(cell.split(" ")[0]) == printed
+    return text, checked
+
+
+def test_numbers_are_those_of_the_files(tmp_path):
+    table = load_table(5)
+    write_csv(tmp_path / "demo_table_05_runs.csv", line_fields(table), LINES)
+    text, checked = check_numbers(tmp_path)
+    assert checked == 6
+    _, rows = cells_of(text, "## Table 5")
+    assert rows["block, 64 px"][2] == "61.2 ± 1.3"
+    assert rows["i.i.d., 32 px"][-1] == "seeds 0; seed 1 failed: pretrain-1: no / memory"
+    for said in ("--seeds 0 1 2`", "80 s for all rows", "test videos: 200", "on an abacus"):
+        assert said in text
+    assert text.count("Not run.") == 11  # every other table, none left out
+
+
+def test_committed_results_are_those_of_the_files():
+    committed = (PROJECT / "RESULTS.md").read_text(encoding="utf-8")
+    text, _ = check_numbers(PROJECT / "results")
+    assert committed == text
+
+
+@pytest.mark.parametrize(
+    ("higher", "lower", "equal", "word"),
+    [
+        ((60, 62, 61), (50, 51, 52), False, SHOWS),
+        ((50, 51, 52), (60, 62, 61), False, OPPOSITE),
+        ((60, 50, 55), (50, 52, 54), False, NOISE),
+        ((60,), (10,), False, NOISE),  # one seed is no evidence
+        ((), (10,), False, NOT_RUN),
+        ((60, 50, 55), (50, 52, 54), True, "no difference found"),
+        ((60, 62, 61), (50, 51, 52), True, "a difference shows"),
+        ((60,), (60,), True, NOISE),
+    ],
+)
+def test_verdicts(higher, lower, equal, word):
+    table = load_table(5)
+    lines = [line("block, 256", seed, value) for seed, value in enumerate(higher)]
+    lines += [line("i.i.d., 256", seed, value) for seed, value in enumerate(lower)]
+    finding = Finding(5, "x", "top1:UCF101", "block, 256", "i.i.d., 256", "y", equal)
+    assert judge(finding, table, results_of(table, lines)).word == word
+
+
+def test_differences_are_taken_seed_by_seed():
+    """Seeds differ much, but in each of them the first row is two points better."""
+    table = load_table(5)
+    lines = [line("block, 256", seed, 50 + 10 * seed + 0.1 * (seed % 2)) for seed in (0, 1, 2)]
+    lines += [line("i.i.d., 256", seed, 48 + 10 * seed) for seed in (2, 1, 0, 7)]
+    finding = Finding(5, "x", "top1:UCF101", "block, 256", "i.i.d., 256", "y")
+    verdict = judge(finding, table, results_of(table, lines))
+    assert verdict.word == SHOWS
+    assert "difference +2.0 ± 0.1 (95 %), 3 seeds" in verdict.sentence
+
+
+def test_confidence_interval_and_spread():
+    differences = [1.0, 2.0, 4.0, 5.0]
+    # By hand: s = 1.8257, t(0.975, 3) = 3.182, so 3.182 * 1.8257 / 2.
+    assert half_width(differences) == pytest.approx(2.905, abs=0.001)
+    assert half_width([3.0]) == float("inf")
+    assert spread_of(differences).std == pytest.approx(statistics.stdev(differences))
+    assert spread_of([]) is None
+
+
+def test_speed_is_compared_round_by_round(tmp_path):
+    entries = [
+        {"row": row, "round": turn, "seconds": seconds * (1 + turn), "clips": 8, "hardware": "x"}
+        for turn in range(3)
+        for row, seconds in (("T,H|W, post", 1.0), ("TxHxW, post", 4.0))
+    ]
+    write_csv(tmp_path / "demo_table_14_speed.csv", SPEED_FIELDS, entries)
+    table = load_table(14)
+    results = load_results(table, tmp_path)
+    fast = next(result for result in results if result.row.name == "T,H|W, post")
+    assert fast.spread("speed").mean == 4.0  # 8 clips in 2 s, the median of 1, 2, 3
+    assert "| 1.0 (0.25x) |" in report(tmp_path)
+
+
+def test_collect_reads_the_run_folders_again(tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    stages = {"pretrain 1": "pretrain-a", "heldout": "heldout-b", "finetune:motion": "finetune-c"}
+    for name in stages.values():
+        (runs / name / "test").mkdir(parents=True)
+        record = {"name": name, "seconds": 5.0, "hardware": "an abacus"}
+        (runs / name / "stage.json").write_text(json.dumps(record))
+    (runs / "heldout-b/heldout.json").write_text(json.dumps({"mask_accuracy": 31.25}))
+    steps = [{"_type": "train_iter", "update": 10 * i, "dt": 0.5} for i in (1, 2)]
+    (runs / "pretrain-a/metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
+    result = {"top1": 77.5, "protocol": {"scored_videos": 40}}
+    (runs / "finetune-c/test/result.json").write_text(json.dumps(result))
+    table = load_table(5)
+    old = line("block, 256", 3, 1.0, mask_accuracy=2.0, stages=json.dumps(stages))
+    write_csv(runs / "tables/demo_table_05_runs.csv", line_fields(table), [old])
+    assert collect(runs, results) == [results / "demo_table_05_runs.csv"]
+    (new,) = read_csv(results / "demo_table_05_runs.csv")
+    assert (new["top1:motion"], new["mask_accuracy"], new["seconds"]) == (77.5, 31.25, 15.0)
+    assert (new["updates"], new["updates_per_second"], new["test_videos"]) == (20, 2, 40)
+    assert (results / "demo_table_05.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("number", [n for n in table_numbers() if n not in (10, 13)])
+def test_whatever_is_measured_has_a_column(number):
+    losses = {"mask_accuracy", "contrast_loss"}
+    table = load_table(number)
+    accuracies = {f"top1:{name}" for name in table.target_names}
+    assert losses | accuracies <= set(line_fields(table))
+
+
+def test_a_line_of_an_unknown_row_is_refused():
+    with pytest.raises(ValueError, match="rows that it does not describe.*'blok'"):
+        results_of(load_table(5), [line("blok", 0, 1.0)])
+
+
+def test_each_finding_names_its_papers_direction():
+    """In the paper's own numbers every "higher" row is higher (or, if equal, within two points)."""
+    for finding in load_findings():
+        table = load_table(finding.table, "full")
+        column = table.paper_column(measured_column(table, finding.measure))
+        paper = {row.name: row.paper.get(column) for row in table.rows}
+        first, second = paper[finding.higher], paper[finding.lower]
+        if first is None or second is None:
+            assert finding.table == 1  # our own controls
+            continue
+        assert (abs(first - second) <= 2) if finding.equal else first > second, finding
+
+
+def test_demo_shapes_are_the_same_videos_with_other_labels(tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/labels.json").write_text(json.dumps({"Moving something up": "0"}))
+    things = {"train": ("a plain ring", "a striped disc"), "validation": ("a plain disc",)}
+    for split, names in things.items():
+        entries = [
+            {"id": str(i), "template": "Moving [something] up", "placeholders": [name]}
+            for i, name in enumerate(names)
+        ]
+        (tmp_path / f"labels/{split}.json").write_text(json.dumps(entries))
+    shapes = DemoShapes(str(tmp_path), "validation")
+    assert shapes.class_names == ["disc", "ring"]
+    assert [(r.video_id, r.label) for r in shapes.records] == [("0", 0)]
+    assert [record.label for record in DemoShapes(str(tmp_path)).records] == [1, 0]

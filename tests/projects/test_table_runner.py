@@ -1,0 +1,220 @@
+"""Stages are shared, resumed, reported when they fail, and stop when told to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from paper_tables.command import parse_settings
+from paper_tables.plan import Planner
+from paper_tables.runner import LOG, Runner, is_done, record_of
+from paper_tables.spec import TableError, load_table
+from paper_tables.stages import Stage
+from tiny_project import make_tiny_project
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "projects/vimpac/run_table.py"
+
+
+def stage(folder, name, code, needs=(), produced=""):
+    kind, key = name.split("-")
+    command = (sys.executable, "-c", code)
+    return Stage(kind, key, folder / name, command, tuple(needs), produced)
+
+
+def count(path):
+    return f"open({str(path)!r}, 'a').write('x')"
+
+
+def test_a_shared_stage_runs_once_and_done_stages_never_again(tmp_path):
+    runs = tmp_path / "runs"
+    shared = stage(tmp_path, "pretrain-1", count(runs))
+    ends = [stage(tmp_path, f"finetune-{i}", count(runs), [shared]) for i in (1, 2)]
+    said = []
+    Runner(said.append).run([shared, ends[0], shared, ends[1]])
+    assert runs.read_text() == "xxx"
+    assert said[0] == "3 stages, 0 of them done before"
+    record = record_of(ends[0])
+    assert record["needs"] == ["pretrain-1"]
+    assert record["seconds"] > 0
+    Runner(said.append).run([shared, *ends])
+    assert runs.read_text() == "xxx"
+    assert said[-1] == "3 stages, 3 of them done before"
+
+
+def test_a_failure_is_told_and_only_what_needs_it_is_left_out(tmp_path):
+    bad = stage(tmp_path, "pretrain-1", "print('error: no data\\n  - in x'); raise SystemExit(1)")
+    after = stage(tmp_path, "finetune-1", count(tmp_path / "after"), [bad])
+    last = stage(tmp_path, "finetune-2", count(tmp_path / "after"), [after])
+    other = stage(tmp_path, "pretrain-2", count(tmp_path / "other"))
+    runner = Runner(lambda text: None)
+    runner.run([bad, after, last, other])
+    reason = "pretrain-1: error: no data - in x"
+    assert runner.failures == dict.fromkeys(("pretrain-1", "finetune-1", "finetune-2"), reason)
+    assert (tmp_path / "other").read_text() == "x"
+    assert not (tmp_path / "after").exists()
+    # Mended, all of it runs.
+    good = stage(tmp_path, "pretrain-1", "pass")
+    runner = Runner(lambda text: None)
+    runner.run([good, after, last, other])
+    assert runner.failures == {}
+    assert (tmp_path / "after").read_text() == "xx"
+    assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_a_killed_stage_says_so(tmp_path):
+    killed = stage(tmp_path, "pretrain-1", "import os; os.kill(os.getpid(), 9)")
+    runner = Runner(lambda text: None)
+    runner.run([killed])
+    assert runner.failures["pretrain-1"] == "pretrain-1: killed by signal 9 (SIGKILL)"
+
+
+def test_seconds_add_up_over_attempts(tmp_path):
+    runner = Runner(lambda text: None)
+    runner.run([stage(tmp_path, "pretrain-1", "import time; time.sleep(0.3); raise SystemExit(1)")])
+    done = stage(tmp_path, "pretrain-1", "pass")
+    Runner(lambda text: None).run([done])
+    assert record_of(done)["seconds"] > 0.3
+
+
+def test_a_store_of_the_users_own_is_taken_and_one_begun_here_is_completed(tmp_path):
+    (tmp_path / "store").mkdir()
+    tokens = stage(tmp_path, "tokens-1", "pass", produced=str(tmp_path / "store"))
+    assert not is_done(tokens)
+    (tmp_path / "store/meta.json").write_text("{}")
+    assert is_done(tokens)
+    tokens.folder.mkdir()
+    (tokens.folder / LOG).write_text("$ begun\n")
+    assert not is_done(tokens)
+
+
+def test_sigterm_stops_the_runner_and_its_stage(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from paper_tables.runner import Runner;"
+        "from paper_tables.stages import Stage;"
+        f"folder = Path({str(tmp_path / 'pretrain-1')!r});"
+        'inner = \'import os, time; open("pid", "w").write(str(os.getpid())); time.sleep(60)\';'
+        "Runner().run([Stage('pretrain', '1', folder, (sys.executable, '-c', inner))])"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'projects/vimpac'}"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    )
+    pid = tmp_path / "pid"
+    deadline = time.monotonic() + 60
+    while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    inner = int(pid.read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(inner, 0)
+    assert not (tmp_path / "pretrain-1/stage.json").exists()
+    assert (tmp_path / "pretrain-1/seconds.json").is_file()
+
+
+@pytest.mark.parametrize("size", ["demo", "full"])
+def test_equal_pretrainings_are_one_over_rows_and_tables(size, tmp_path):
+    """The paper's default row stands in five tables; contrast alone in three."""
+
+    def pretrain_of(number, name, seed=0):
+        table = load_table(number, size)
+        row = next(row for row in table.rows if row.name == name)
+        return Planner(table, tmp_path).plan(row, seed).pretrain[-1].name
+
+    defaults = {pretrain_of(7, "whole video"), pretrain_of(9, "MP, CL with mask")}
+    defaults |= {pretrain_of(4, "MP + CL"), pretrain_of(14, "T,H|W, post")}
+    assert len(defaults) == 1
+    assert defaults != {pretrain_of(7, "the same clip")}
+    assert defaults != {pretrain_of(4, "MP + CL", seed=1)}
+    alone = {pretrain_of(4, "CL"), pretrain_of(9, "CL without mask")}
+    assert alone == {pretrain_of(16, "contrast alone")}
+    assert pretrain_of(4, "MP") == pretrain_of(16, "0")
+
+
+def test_keys_do_not_depend_on_where_the_runs_lie(tmp_path):
+    table = load_table(5)
+    names = [
+        [stage.name for stage in Planner(table, root).plan(table.rows[0], 0).stages]
+        for root in (tmp_path / "a", tmp_path / "b")
+    ]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("word", ["pretrain.SOLVER.MAX_EPOCH", "SOLVER.MAX_EPOCH=1", "both.=1"])
+def test_settings_that_are_none(word):
+    with pytest.raises(TableError, match="expected STAGE.KEY=VALUE"):
+        parse_settings([word])
+
+
+def tiny_table(tmp_path):
+    """A table at "full" size whose configurations are those of a tiny project."""
+    configs = make_tiny_project(tmp_path)
+    description = {
+        "number": 5,
+        "title": "tiny",
+        "section": "0",
+        "measures": ["parameters", "mask_accuracy", "contrast_loss", "top1"],
+        "full": {
+            "pretrain": [str(configs / "pretrain.yaml")],
+            "targets": {"tiny": {"config": str(configs / "finetune.yaml")}},
+        },
+        "rows": [
+            {"name": "both", "paper": {"tiny": 50.0}},
+            {"name": "none", "pretrain": "none"},
+            {"name": "broken", "pretrain": {"DATA.PATH_TO_DATA_DIR": "nowhere"}},
+        ],
+    }
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "table_05.yaml").write_text(yaml.safe_dump(description))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_tiny_table_from_start_to_end(tmp_path, monkeypatch, capsys):
+    import paper_tables.command as command
+
+    folder = tiny_table(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "load_table", lambda n, size: load_table(n, size, folder))
+    settings = parse_settings(["both.TRAIN.MICRO_BATCH_SIZE=4"])
+    arguments = (5, "full", [0, 1], tmp_path / "out")
+    assert command.TableRun(*arguments, settings=settings).run() == 1  # one row is broken
+    shown = capsys.readouterr().out
+    assert "folder 'nowhere' not found" in shown
+    lines = command.read_csv(tmp_path / "out/tables/full_table_05_runs.csv")
+    states = {(line["row"], line["seed"]): line["status"] for line in lines}
+    assert states == {
+        **{("both", seed): "done" for seed in (0, 1)},
+        **{("none", seed): "done" for seed in (0, 1)},
+        **{("broken", seed): "failed" for seed in (0, 1)},
+    }
+    for line in lines[:2]:
+        stages = json.loads(line["stages"])
+        result = tmp_path / "out" / stages["finetune:tiny"] / "test/result.json"
+        assert line["top1:tiny"] == json.loads(result.read_text())["top1"]
+        assert line["updates"] == 4  # 8 videos, batches of 4, two epochs
+        assert 0 <= line["mask_accuracy"] <= 100
+    assert lines[0]["mask_accuracy"] != lines[1]["mask_accuracy"]
+    assert (tmp_path / "out/tables/full_table_05.png").stat().st_size > 5000
+    # Again: only what failed has another chance.
+    command.TableRun(*arguments, settings=settings).run()
+    assert capsys.readouterr().out.count("done in") == 0
+
+
+def test_help_and_dry_run_of_the_command(tmp_path):
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
+    assert time.perf_counter() - started < 2
+    assert "--dry-run" in done.stdout
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "5", "--rows", "block, 25"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "did you mean 'block, 256'" in done.stderr
