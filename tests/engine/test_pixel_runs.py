@@ -89,7 +89,7 @@ def test_a_video_that_is_none_is_counted(videos, tmp_path):
     assert (result["protocol"]["expected_videos"], result["protocol"]["decoded_videos"]) == (5, 4)
     lines = (tmp_path / "output/test/bad_videos.jsonl").read_text().splitlines()
     assert [json.loads(line)["video_id"] for line in lines] == ["bad"]
-    rows = list(csv.DictReader((tmp_path / "output/test/predictions.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "output/test/predictions.csv").read_text().splitlines()))
     assert [row["video_id"] for row in rows if row["decoded"] == "0"] == ["bad"]
 
 
