@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 from paper_tables.resolved import flat, grid_of, hidden_share, resolve, words_of
 from paper_tables.spec import PROJECT, REPOSITORY, Overrides, Row, Table, TableError
 from paper_tables.stages import RowPlan, Stage
+from vimpac_ext.data.store_format import FORMAT_VERSION
 from vimpac_ext.data.synthetic import RECIPE_VERSION
 from vimpac_ext.data.synthetic_motion import MotionTask
 from vimpac_ext.engine.assembly import build_tokenizer
@@ -169,7 +170,8 @@ class Planner:
         views = cfg.DATA.TRAIN_VIEWS if phase == "TRAIN" else cfg.TEST.NUM_SPATIAL_CROPS
         data = (cfg.DATA.TARGET_FPS, cfg.DATA.VOCAB_SIZE, cfg.DATA.TOKEN_STRIDE, crop, views)
         tokenizer = _fingerprint(_text(cfg.TOKENIZER), cfg)
-        facts = [videos.key, tokenizer, cfg[phase].DATASET.get("split"), data, cfg.EXTRACT]
+        split = cfg[phase].DATASET.get("split")
+        facts = [videos.key, tokenizer, split, data, cfg.EXTRACT, FORMAT_VERSION]
         key = sha256_of(*(_text(fact) for fact in facts), length=10)
         folder = self.root / f"tokens-{key}"
         paths = {"DATA.PATH_TO_DATA_DIR": videos.folder / "videos"}
