@@ -47,9 +47,9 @@ def render(
         uint8 (N, H, W, 3) RGB frames.
     """
     num_frames = len(path.x)
-    # Pale or dark ground, vivid sprites: as hard to tell apart in any one frame, but a coarse token
+    # Dark muted ground, vivid sprites: as hard to tell apart in any one frame, but a coarse token
     # shows what belongs to a sprite.
-    backdrop = rng.uniform(0.2, 0.8) + rng.uniform(-task.background_tint, task.background_tint, 3)
+    backdrop = rng.uniform(0.1, 0.4) + rng.uniform(-task.background_tint, task.background_tint, 3)
     frames = _background(task, num_frames, backdrop, rng)
     colours = _sprite_colours(rng)
     fewest, most = task.num_distractors
@@ -113,10 +113,9 @@ def _sprite_tile(look: Look, colours: NDArray[np.float64], rng: np.random.Genera
     v, u = np.meshgrid(axis, axis, indexing="ij")
     pattern = _pattern(look.texture, u, v, rng)[:, :, None]
     rgb = colours[0] * (1 - pattern) + colours[1] * pattern
-    # A cap of a third colour on one side: no sprite looks the same after a part of a turn.
-    side = rng.uniform(0, 2 * np.pi)
-    cap = _step(u * np.cos(side) + v * np.sin(side) - 0.2)[:, :, None]
-    rgb = rgb * (1 - cap) + colours[2] * cap
+    # A white cap on top: no sprite looks the same after a part of a turn.
+    cap = _step(-v - 0.2)[:, :, None]
+    rgb = rgb * (1 - cap) + cap
     return np.dstack([rgb, _silhouette(look.shape, u, v)]).astype(np.float32)
 
 
