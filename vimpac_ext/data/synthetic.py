@@ -126,7 +126,7 @@ def make_demo_data(
     root: str | Path,
     *,
     seed: int = 0,
-    num_train: int = 1000,
+    num_train: int = 500,
     num_validation: int = 200,
     num_unlabelled: int = 500,
     task: MotionTask | None = None,

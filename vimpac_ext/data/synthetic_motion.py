@@ -33,7 +33,7 @@ Range = tuple[float, float]
 class MotionTask:
     """Everything that makes the demo task easy or hard.
 
-    Lengths are in frame heights: 1/64 is one pixel of a frame resized to 64 pixels. A model that
+    Lengths are in frame heights: 1/32 is one pixel of a frame resized to 32 pixels. A model that
     reads 2 frames a second sees half of a rate per frame. Ranges are drawn from uniformly.
 
     Attributes:
@@ -43,11 +43,10 @@ class MotionTask:
         unlabelled_seconds: length of an unlabelled video.
         event_seconds: shortest and longest motion event of an unlabelled video.
         motions: names in `MOTION_PAIRS`; each gives two classes.
-        speed: heights per second; 0.25 to 0.35 is 8 to 11 pixels of 64 per frame at 2 fps.
+        speed: heights per second; 0.25 to 0.35 is 4 to 5.6 pixels of 32 per frame at 2 fps.
         slant: largest part of the speed that goes across the class's direction.
         turn_rate: degrees per second.
-        turn_middle: largest angle in degrees between a turning sprite's cap and upright at the middle
-            of the clip.
+        turn_middle: degrees; at the middle of a turn the cap is at most so far from upright.
         growth: factor per second by which an approaching sprite grows.
         fade_seconds: duration of an appearance.
         sprite_radius: of the sprite that carries the class.

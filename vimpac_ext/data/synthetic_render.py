@@ -99,12 +99,10 @@ def _noise(size: tuple[int, int], grain: float, channels: int, rng: np.random.Ge
 
 
 def _sprite_colours(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Three vivid colours (3, 3): a random hue, a darker shade of it, and a hue far from it."""
-    hue = rng.uniform()
-    shades = [(hue, rng.uniform(0.8, 1.0)), (hue, rng.uniform(0.45, 0.65))]
-    shades.append((hue + rng.uniform(0.33, 0.67), rng.uniform(0.8, 1.0)))
-    saturation = rng.uniform(0.8, 1.0)
-    return np.array([colorsys.hsv_to_rgb(h % 1.0, saturation, value) for h, value in shades])
+    """Two vivid colours (2, 3): a random hue, and a darker shade of it."""
+    hue, saturation = rng.uniform(), rng.uniform(0.8, 1.0)
+    values = rng.uniform(0.8, 1.0), rng.uniform(0.45, 0.65)
+    return np.array([colorsys.hsv_to_rgb(hue, saturation, value) for value in values])
 
 
 def _sprite_tile(look: Look, colours: NDArray[np.float64], rng: np.random.Generator) -> Floats:
