@@ -83,7 +83,7 @@ def config(real_videos, tmp_path):
             "NUM_FRAMES": 5,
             "TRAIN_CROP_SIZE": 64,
             "TEST_CROP_SIZE": 64,
-            "VOCAB_SIZE": 256,
+            "VOCAB_SIZE": 64,
             "TRAIN_VIEWS": "center",
             "ON_BAD_VIDEO": "skip",
         },

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The whole pipeline on made videos: data, tokens, pre-training, fine-tuning, multi-view test.
 
-    python tools/demo.py                     # one seed, about eleven minutes on two CPU cores
+    python tools/demo.py                     # one seed, minutes on two CPU cores: see README.md
     python tools/demo.py --seeds 0 1 2       # mean and spread
 
-Prints pre-trained against from-scratch accuracy with a single-frame control, and writes
-OUTPUT/result.json. Every stage continues where it was stopped.
+Prints pre-trained against from-scratch accuracy, each at a learning rate chosen for it, with
+a single-frame control, and writes OUTPUT/result.json. Every stage continues where it was stopped.
 """
 
 import argparse

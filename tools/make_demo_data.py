@@ -18,7 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder to write or complete")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
-        "--num-train", type=int, default=1000, help="labelled videos, default: %(default)s"
+        "--num-train", type=int, default=500, help="labelled videos, default: %(default)s"
     )
     parser.add_argument(
         "--num-validation", type=int, default=200, help="labelled videos, default: %(default)s"

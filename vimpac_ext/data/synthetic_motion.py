@@ -33,7 +33,7 @@ Range = tuple[float, float]
 class MotionTask:
     """Everything that makes the demo task easy or hard.
 
-    Lengths are in frame heights: 1/64 is one pixel of a frame resized to 64 pixels. A model that
+    Lengths are in frame heights: 1/32 is one pixel of a frame resized to 32 pixels. A model that
     reads 2 frames a second sees half of a rate per frame. Ranges are drawn from uniformly.
 
     Attributes:
@@ -43,9 +43,10 @@ class MotionTask:
         unlabelled_seconds: length of an unlabelled video.
         event_seconds: shortest and longest motion event of an unlabelled video.
         motions: names in `MOTION_PAIRS`; each gives two classes.
-        speed: heights per second; 0.25 to 0.35 is 8 to 11 pixels of 64 per frame at 2 fps.
+        speed: heights per second; 0.25 to 0.35 is 4 to 5.6 pixels of 32 per frame at 2 fps.
         slant: largest part of the speed that goes across the class's direction.
         turn_rate: degrees per second.
+        turn_middle: degrees; at the middle of a turn the cap is at most so far from upright.
         growth: factor per second by which an approaching sprite grows.
         fade_seconds: duration of an appearance.
         sprite_radius: of the sprite that carries the class.
@@ -72,20 +73,21 @@ class MotionTask:
     motions: tuple[str, ...] = tuple(MOTION_PAIRS)
     speed: Range = (0.25, 0.35)
     slant: float = 0.2
-    turn_rate: Range = (80.0, 120.0)
-    growth: Range = (1.4, 1.6)
+    turn_rate: Range = (60.0, 90.0)
+    turn_middle: float = 25.0
+    growth: Range = (1.6, 2.0)
     fade_seconds: Range = (1.5, 2.2)
-    sprite_radius: Range = (0.22, 0.30)
+    sprite_radius: Range = (0.25, 0.32)
     turning_radius: Range = (0.30, 0.40)
-    depth_radius: Range = (0.16, 0.20)
+    depth_radius: Range = (0.20, 0.25)
     wobble: float = 0.015
     num_distractors: tuple[int, int] = (0, 1)
     distractor_radius: Range = (0.05, 0.09)
     distractor_sway: Range = (0.0, 0.1)
     camera_probability: float = 0.25
     camera_speed: Range = (0.02, 0.06)
-    background_contrast: Range = (0.02, 0.08)
-    background_tint: float = 0.1
+    background_contrast: Range = (0.0, 0.02)
+    background_tint: float = 0.05
 
     def __post_init__(self) -> None:
         unknown = [motion for motion in self.motions if motion not in MOTION_PAIRS]
@@ -159,6 +161,8 @@ def class_path(task: MotionTask, motion: str, rng: np.random.Generator) -> Sprit
     middle = _start_state(radius.get(motion, task.sprite_radius), rng)
     if motion == "visibility":
         middle[OPACITY] = 0.5
+    if motion == "rotation":
+        middle[ANGLE] = np.deg2rad(rng.uniform(-task.turn_middle, task.turn_middle))
     state = middle + time[:, None] * _rates(task, motion, rng)
     return _to_path(task, state, rng)
 

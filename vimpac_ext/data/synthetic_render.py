@@ -47,9 +47,9 @@ def render(
         uint8 (N, H, W, 3) RGB frames.
     """
     num_frames = len(path.x)
-    # Pale or dark ground, vivid sprites: as hard to tell apart in any one frame, but a coarse token
+    # Dark muted ground, vivid sprites: as hard to tell apart in any one frame, but a coarse token
     # shows what belongs to a sprite.
-    backdrop = rng.uniform(0.2, 0.8) + rng.uniform(-task.background_tint, task.background_tint, 3)
+    backdrop = rng.uniform(0.1, 0.4) + rng.uniform(-task.background_tint, task.background_tint, 3)
     frames = _background(task, num_frames, backdrop, rng)
     colours = _sprite_colours(rng)
     fewest, most = task.num_distractors
@@ -99,12 +99,10 @@ def _noise(size: tuple[int, int], grain: float, channels: int, rng: np.random.Ge
 
 
 def _sprite_colours(rng: np.random.Generator) -> NDArray[np.float64]:
-    """Three vivid colours (3, 3): a random hue, a darker shade of it, and a hue far from it."""
-    hue = rng.uniform()
-    shades = [(hue, rng.uniform(0.8, 1.0)), (hue, rng.uniform(0.45, 0.65))]
-    shades.append((hue + rng.uniform(0.33, 0.67), rng.uniform(0.8, 1.0)))
-    saturation = rng.uniform(0.8, 1.0)
-    return np.array([colorsys.hsv_to_rgb(h % 1.0, saturation, value) for h, value in shades])
+    """Two vivid colours (2, 3): a random hue, and a darker shade of it."""
+    hue, saturation = rng.uniform(), rng.uniform(0.8, 1.0)
+    values = rng.uniform(0.8, 1.0), rng.uniform(0.45, 0.65)
+    return np.array([colorsys.hsv_to_rgb(hue, saturation, value) for value in values])
 
 
 def _sprite_tile(look: Look, colours: NDArray[np.float64], rng: np.random.Generator) -> Floats:
@@ -113,10 +111,9 @@ def _sprite_tile(look: Look, colours: NDArray[np.float64], rng: np.random.Genera
     v, u = np.meshgrid(axis, axis, indexing="ij")
     pattern = _pattern(look.texture, u, v, rng)[:, :, None]
     rgb = colours[0] * (1 - pattern) + colours[1] * pattern
-    # A cap of a third colour on one side: no sprite looks the same after a part of a turn.
-    side = rng.uniform(0, 2 * np.pi)
-    cap = _step(u * np.cos(side) + v * np.sin(side) - 0.2)[:, :, None]
-    rgb = rgb * (1 - cap) + colours[2] * cap
+    # A white cap on top: no sprite looks the same after a part of a turn.
+    cap = _step(-v - 0.2)[:, :, None]
+    rgb = rgb * (1 - cap) + cap
     return np.dstack([rgb, _silhouette(look.shape, u, v)]).astype(np.float32)
 
 

@@ -1,0 +1,64 @@
+"""Linear classifier on the averages of a clip's frames."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from vimpac_ext.registries import HEADS
+
+
+@HEADS.register()
+class FrameAverageHead(nn.Module):
+    """One linear map of the frames' average features, side by side in their order.
+
+    Unlike "cls", which gathers all frames into one vector, the input says what was when. So a small
+    model learns the direction of a motion from few labels. Zero at the start, so that all classes
+    are equally likely.
+
+    Args:
+        embed_dim: width of the backbone.
+        num_classes: number of classes.
+        num_frames: T, length of the features in time.
+        dropout: on the averages.
+
+    Raises:
+        ValueError: if there is less than one frame.
+    """
+
+    def __init__(
+        self, embed_dim: int, num_classes: int, num_frames: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1")
+        self.num_frames = num_frames
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(num_frames * embed_dim, num_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Classifies clips.
+
+        Args:
+            outputs: "features" (B, T, H, W, D).
+
+        Returns:
+            "class_logits" (B, num_classes).
+
+        Raises:
+            ValueError: the backbone gives no features, or not of T frames.
+        """
+        if "features" not in outputs:
+            raise ValueError(
+                'FrameAverageHead needs the "features" of a clip, which this backbone does not '
+                "give; use ClassificationHead"
+            )
+        features = outputs["features"]
+        if features.shape[1] != self.num_frames:
+            raise ValueError(
+                f"FrameAverageHead has num_frames={self.num_frames}, but the backbone's features "
+                f"have {features.shape[1]} frames"
+            )
+        averages = features.mean(dim=(2, 3)).flatten(1)  # (B, T * D)
+        return {"class_logits": self.linear(self.dropout(averages))}
