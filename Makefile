@@ -24,10 +24,10 @@ demo: $(READY) ## data -> tokens -> pre-train -> fine-tune -> multi-view test, o
 	$(BIN)/python tools/demo.py --output $(DEMO_OUTPUT)
 
 test: $(READY) ## the default tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-all: $(READY) ## all tests, the slow ones too (GPU tests run where there is one)
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(BIN)/python -m pytest -n auto -m 'slow or not slow'
 
 lint: $(READY) ## style
 	$(BIN)/ruff check .

@@ -75,7 +75,8 @@ HEADS = _registry(
 
     ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features" and "mask", returns
     its own new keys (documented in its docstring). Runtime arguments on request: ``embed_dim``,
-    ``vocab_size``, ``num_classes``, ``token_embedding``, ``classifier`` (the backbone's own).
+    ``grid`` (frames, height and width in tokens), ``vocab_size``, ``num_classes``,
+    ``token_embedding``, ``classifier`` (the backbone's own).
     """,
 )
 

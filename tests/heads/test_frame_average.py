@@ -7,7 +7,7 @@ from vimpac_ext.heads import FrameAverageHead
 
 
 def test_weighs_each_frames_average_on_its_own():
-    head = FrameAverageHead(embed_dim=2, num_classes=1, num_frames=3)
+    head = FrameAverageHead(embed_dim=2, num_classes=1, grid=(3, 4, 4))
     # Inputs: frame 0 (d0, d1), frame 1 (d0, d1), frame 2 (d0, d1).
     head.linear.weight.data = torch.tensor([[1.0, 0.0, 0.0, 10.0, 100.0, 0.0]])
     features = torch.zeros(1, 3, 1, 2, 2)
@@ -19,7 +19,7 @@ def test_weighs_each_frames_average_on_its_own():
 
 
 def test_sees_the_order_of_frames_and_not_the_places():
-    head = FrameAverageHead(embed_dim=4, num_classes=3, num_frames=5)
+    head = FrameAverageHead(embed_dim=4, num_classes=3, grid=(5, 4, 4))
     torch.manual_seed(0)
     torch.nn.init.normal_(head.linear.weight)
     features = torch.randn(2, 5, 3, 4, 4)
@@ -31,13 +31,13 @@ def test_sees_the_order_of_frames_and_not_the_places():
 
 
 def test_a_new_one_finds_all_classes_equally_likely():
-    head = FrameAverageHead(embed_dim=4, num_classes=3, num_frames=2)
+    head = FrameAverageHead(embed_dim=4, num_classes=3, grid=(2, 4, 4))
     logits = head({"features": torch.randn(2, 2, 3, 3, 4)})["class_logits"]
     assert torch.equal(logits, torch.zeros(2, 3))
 
 
 def test_dropout_acts_in_training_only():
-    head = FrameAverageHead(embed_dim=500, num_classes=1, num_frames=2, dropout=0.25)
+    head = FrameAverageHead(embed_dim=500, num_classes=1, grid=(2, 4, 4), dropout=0.25)
     torch.nn.init.ones_(head.linear.weight)
     clip = {"features": torch.ones(1, 2, 1, 1, 500)}
     assert head.eval()(clip)["class_logits"].item() == 1000
@@ -45,10 +45,8 @@ def test_dropout_acts_in_training_only():
 
 
 def test_what_it_cannot_read_is_refused():
-    head = FrameAverageHead(embed_dim=4, num_classes=3, num_frames=2)
+    head = FrameAverageHead(embed_dim=4, num_classes=3, grid=(2, 4, 4))
     with pytest.raises(ValueError, match=r'needs the "features"'):
         head({"cls": torch.randn(2, 4)})
-    with pytest.raises(ValueError, match="num_frames=2, .* have 5 frames"):
+    with pytest.raises(ValueError, match="built for 2 frames, .* have 5"):
         head({"features": torch.randn(2, 5, 3, 3, 4)})
-    with pytest.raises(ValueError, match="num_frames=0 must be at least 1"):
-        FrameAverageHead(embed_dim=4, num_classes=3, num_frames=0)

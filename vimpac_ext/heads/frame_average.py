@@ -18,22 +18,22 @@ class FrameAverageHead(nn.Module):
     Args:
         embed_dim: width of the backbone.
         num_classes: number of classes.
-        num_frames: T, length of the features in time.
+        grid: frames, height and width in tokens; the first is T, length of the features in time.
         dropout: on the averages.
 
-    Raises:
-        ValueError: if there is less than one frame.
     """
 
     def __init__(
-        self, embed_dim: int, num_classes: int, num_frames: int, dropout: float = 0.0
+        self,
+        embed_dim: int,
+        num_classes: int,
+        grid: tuple[int, int, int],
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_frames < 1:
-            raise ValueError(f"num_frames={num_frames} must be at least 1")
-        self.num_frames = num_frames
+        self.num_frames = grid[0]
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(num_frames * embed_dim, num_classes)
+        self.linear = nn.Linear(self.num_frames * embed_dim, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -57,8 +57,8 @@ class FrameAverageHead(nn.Module):
         features = outputs["features"]
         if features.shape[1] != self.num_frames:
             raise ValueError(
-                f"FrameAverageHead has num_frames={self.num_frames}, but the backbone's features "
-                f"have {features.shape[1]} frames"
+                f"FrameAverageHead was built for {self.num_frames} frames, but the backbone's "
+                f"features have {features.shape[1]}"
             )
         averages = features.mean(dim=(2, 3)).flatten(1)  # (B, T * D)
         return {"class_logits": self.linear(self.dropout(averages))}
