@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -276,30 +275,3 @@ def data_facts(cfg: CfgNode, clips: FrameClips | TokenClips) -> dict[str, str]:
         return {"tokenizer_fingerprint": clips.store.meta.tokenizer_fingerprint}
     fingerprint = _expected_fingerprint(cfg) if cfg.DATA.TOKENS == "online" else None
     return {"tokenizer_fingerprint": fingerprint} if fingerprint else {}
-
-
-def device_of(cfg: CfgNode, local_rank: int = 0) -> torch.device:
-    """CPU, or the GPU of this process.
-
-    Args:
-        cfg: configuration.
-        local_rank: counts the processes of this machine.
-
-    Raises:
-        ValueError: if a GPU is asked for and there is none.
-    """
-    if cfg.NUM_GPUS == 0:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ValueError(
-            f"NUM_GPUS is {cfg.NUM_GPUS} but no CUDA device is visible; add NUM_GPUS 0 to run on "
-            "the CPU"
-        )
-    visible = torch.cuda.device_count()
-    if visible == 1:  # srun --gpus-per-task=1 shows each process its own
-        return torch.device("cuda", 0)
-    if local_rank >= visible:
-        raise ValueError(
-            f"process {local_rank} of this machine has no GPU: {visible} CUDA devices are visible"
-        )
-    return torch.device("cuda", local_rank)

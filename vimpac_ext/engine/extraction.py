@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from vimpac_ext.config import ConfigError, LoadedConfig
-from vimpac_ext.engine.assembly import build_dataset, build_tokenizer, device_of, views_of
+from vimpac_ext.engine.assembly import build_dataset, build_tokenizer, views_of
+from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.requirements import require_data
 from vimpac_ext.files import atomic_write
 from vimpac_ext.tasks.extract_tokens import ExtractionSummary, extract

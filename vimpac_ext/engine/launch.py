@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from vimpac_ext.config import LoadedConfig, load_config, validate
-from vimpac_ext.engine.assembly import build_task, check_components, device_of
+from vimpac_ext.engine.assembly import build_task, check_components
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
+from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.events import open_events
 from vimpac_ext.engine.requirements import require_inputs
 from vimpac_ext.engine.rng import seed_rng

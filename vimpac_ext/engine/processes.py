@@ -11,8 +11,8 @@ from fvcore.common.config import CfgNode
 
 from vimpac_ext.command_line import start_logging
 from vimpac_ext.config import ConfigError, LoadedConfig
-from vimpac_ext.engine.assembly import device_of
 from vimpac_ext.engine.config_changes import config_changes
+from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.distributed import Membership, from_main, gather, is_main, open_store
 from vimpac_ext.engine.launch import prepare, run
 from vimpac_ext.engine.local_processes import run_local_processes

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from vimpac_ext.build import wants
 from vimpac_ext.config import ConfigError, LoadedConfig
-from vimpac_ext.engine.assembly import build_task, device_of
+from vimpac_ext.engine.assembly import build_task
 from vimpac_ext.engine.checkpoint import load_model
+from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.figures.clips import (
     checkpoint_of,
     drawing_tokenizer,

@@ -13,8 +13,9 @@ import torch
 from vimpac_ext.config import LoadedConfig
 from vimpac_ext.data import TokenClips
 from vimpac_ext.data.loaders import UpdateSampler, train_loader
-from vimpac_ext.engine.assembly import build_dataset, build_task, device_of, open_store, views_of
+from vimpac_ext.engine.assembly import build_dataset, build_task, open_store, views_of
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
+from vimpac_ext.engine.devices import device_of
 from vimpac_ext.files import atomic_write
 
 FILE = "heldout.json"

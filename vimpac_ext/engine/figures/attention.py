@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from vimpac_ext.backbones.vimpac.axis_attention import AXES, AxisAttention, Pattern
 from vimpac_ext.config import ConfigError, LoadedConfig
-from vimpac_ext.engine.assembly import build_task, device_of
+from vimpac_ext.engine.assembly import build_task
 from vimpac_ext.engine.checkpoint import load_model
+from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.figures.clips import (
     NamedClip,
     checkpoint_of,

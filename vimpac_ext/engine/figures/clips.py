@@ -11,8 +11,9 @@ from torch import Tensor
 from vimpac_ext.config import ConfigError, LoadedConfig
 from vimpac_ext.data import SpatialView, open_record
 from vimpac_ext.data.clip_sampler import ClipSampler, item_generator
-from vimpac_ext.engine.assembly import build_dataset, build_tokenizer, device_of, views_of
+from vimpac_ext.engine.assembly import build_dataset, build_tokenizer, views_of
 from vimpac_ext.engine.checkpoint import find_checkpoint
+from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.requirements import MissingInputError, require_data
 from vimpac_ext.structures import VideoRecord
 
