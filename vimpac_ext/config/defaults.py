@@ -41,6 +41,15 @@ DEFAULTS: dict[str, Any] = {
         "NUM_WORKERS": 2,  # processes that prepare batches; 0 = in the main process
         "PIN_MEMORY": True,  # page-locked batches, used on a GPU only
     },
+    # --- random views of training clips, for pixel backbones --------------------------------
+    "AUG": {
+        "ENABLE": False,  # in place of DATA.TRAIN_VIEWS
+        "SCALE": [0.08, 1.0],  # area of the crop, as a share of the frame
+        "ASPECT": [0.75, 1.3333],  # width / height of the crop
+        "FLIP": True,  # False where left and right are classes (Something-Something)
+        "RAND_AUGMENT_OPERATIONS": 0,  # for each clip; 0 = none
+        "RAND_AUGMENT_MAGNITUDE": 9,  # 0 to 30
+    },
     # --- token extraction -------------------------------------------------------------------
     "EXTRACT": {
         "BATCH_SIZE": 64,  # frames per tokenizer call

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from vimpac_ext.data.clip_sampler import ClipSampler, epoch_and_index, item_generator
 from vimpac_ext.data.decode import VideoDecodeError, open_record
+from vimpac_ext.data.random_views import RandomView
 from vimpac_ext.data.spatial_views import SpatialView
 from vimpac_ext.structures import ClipSample, VideoRecord
 
@@ -36,6 +37,7 @@ class FrameClips(Dataset[ClipSample]):
         single_frame: bool = False,
         padding: str = "last",
         mark_bad: bool = False,
+        random_view: RandomView | None = None,
         seed: int = 0,
     ) -> None:
         """Check the options; no video is opened yet.
@@ -55,6 +57,7 @@ class FrameClips(Dataset[ClipSample]):
                 "nan", frames of NaN, which `OnlineTokenizer` turns into padding tokens.
             mark_bad: give an item for a video that cannot be decoded, too: clips of NaN, and
                 "error", the reason (empty for the others). False = raise.
+            random_view: draws a view of each clip, in place of ``views``.
             seed: of all random choices.
 
         Raises:
@@ -83,6 +86,7 @@ class FrameClips(Dataset[ClipSample]):
         self.fps = fps
         self.padding = padding
         self.mark_bad = mark_bad
+        self.random_view = random_view
         self.seed = seed
 
     def __len__(self) -> int:
@@ -121,14 +125,17 @@ class FrameClips(Dataset[ClipSample]):
             wanted = np.unique(np.concatenate([frames for _, frames in chosen]))
             decoded = reader.frames_at(self.fps, wanted.tolist())
         clips = [
-            self._clip(decoded[np.searchsorted(wanted, frames)], self.views[view])
+            self._clip(decoded[np.searchsorted(wanted, frames)], self.views[view], generator)
             for view, frames in chosen
         ]
         return torch.stack(clips)
 
-    def _clip(self, frames: np.ndarray, view: SpatialView) -> torch.Tensor:
+    def _clip(
+        self, frames: np.ndarray, view: SpatialView, generator: np.random.Generator
+    ) -> torch.Tensor:
         missing = self.sampler.num_frames - len(frames)
-        pixels = torch.from_numpy(view(frames)).permute(3, 0, 1, 2).float() / 255
+        cut = self.random_view(frames, generator) if self.random_view else view(frames)
+        pixels = torch.from_numpy(cut).permute(3, 0, 1, 2).float() / 255
         if missing == 0:
             return pixels  # (3, T, H, W)
         last = pixels[:, -1:] if self.padding == "last" else torch.full_like(pixels[:, -1:], np.nan)

@@ -21,6 +21,7 @@ from vimpac_ext.data import (
     open_tokens,
     spatial_views,
 )
+from vimpac_ext.data.random_views import RandomView
 from vimpac_ext.registries import (
     ALL_REGISTRIES,
     BACKBONES,
@@ -258,6 +259,7 @@ def _build_clips(
             fps=data.TARGET_FPS,
             padding=padding,
             mark_bad=data.ON_BAD_VIDEO != "error",
+            random_view=_random_view(cfg) if phase == "TRAIN" and cfg.AUG.ENABLE else None,
             **common,
         )
     return TokenClips(
@@ -266,6 +268,18 @@ def _build_clips(
         views=[view.name for view in views],
         allow_missing=data.ON_BAD_VIDEO != "error",
         **common,
+    )
+
+
+def _random_view(cfg: CfgNode) -> RandomView:
+    aug = cfg.AUG
+    return RandomView(
+        cfg.DATA.TRAIN_CROP_SIZE,
+        scale=aug.SCALE,
+        aspect=aug.ASPECT,
+        flip=aug.FLIP,
+        num_operations=aug.RAND_AUGMENT_OPERATIONS,
+        magnitude=aug.RAND_AUGMENT_MAGNITUDE,
     )
 
 

@@ -33,13 +33,18 @@ class CrossEntropyLoss(nn.Module):
 
         Args:
             outputs: "class_logits" (B, classes).
-            targets: "labels", int64 (B,).
+            targets: "labels", int64 (B,), or float (B, classes) shares of mixed clips.
 
         Raises:
             ValueError: if a label is no class (checked on CPU only, where looking costs nothing).
         """
         labels, num_classes = targets["labels"], outputs["class_logits"].shape[-1]
-        if labels.device.type == "cpu" and ((labels < 0) | (labels >= num_classes)).any():
+        is_class = not labels.is_floating_point()
+        if (
+            is_class
+            and labels.device.type == "cpu"
+            and ((labels < 0) | (labels >= num_classes)).any()
+        ):
             raise ValueError(
                 f"labels span {int(labels.min())}..{int(labels.max())}, but the model has classes "
                 f"0..{num_classes - 1} ({UNLABELLED} is a video without a label)"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vimpac_ext.registries import TASKS
 from vimpac_ext.structures import SpecialTokens
+from vimpac_ext.tasks.mixing import ClipMixer
 from vimpac_ext.tasks.objective import apply_heads, weighted_losses
 from vimpac_ext.tasks.online import OnlineTokenizer
 
@@ -25,6 +26,12 @@ class FinetuneTask(nn.Module):
         tokenizer: makes the tokens from pixel clips in each step; None = the clips are what the
             backbone reads.
         vocab_size: codes of the tokenizer; read if there is one.
+        num_classes: number of classes; read if clips are mixed.
+        mixup: alpha of MixUp in training, 0 = off; for pixel backbones.
+        cutmix: alpha of CutMix in training, 0 = off; for pixel backbones.
+
+    Raises:
+        ValueError: tokens were to be mixed, or an alpha is negative.
     """
 
     clip_mode: ClassVar[str] = "random"
@@ -37,6 +44,9 @@ class FinetuneTask(nn.Module):
         freeze_backbone: bool = False,
         tokenizer: nn.Module | None = None,
         vocab_size: int = 0,
+        num_classes: int = 0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -46,6 +56,9 @@ class FinetuneTask(nn.Module):
         self.tokenize: OnlineTokenizer | None = None
         if tokenizer is not None and backbone.input_kind == "tokens":
             self.tokenize = OnlineTokenizer(tokenizer, SpecialTokens(vocab_size))
+        self.mix = ClipMixer(num_classes, mixup, cutmix) if mixup or cutmix else None
+        if self.mix is not None and backbone.input_kind == "tokens":
+            raise ValueError("TASK.mixup and TASK.cutmix mix pixels; this backbone reads tokens")
         if freeze_backbone:
             backbone.requires_grad_(False)
             backbone.eval()
@@ -72,8 +85,11 @@ class FinetuneTask(nn.Module):
         Returns:
             "loss", one "<name>_loss" for each loss, and "top1_accuracy" of the batch.
         """
-        outputs = self._outputs(batch["clips"].flatten(0, 1))
-        scalars = weighted_losses(self.losses, outputs, {"labels": batch["label"]})
+        clips, labels = batch["clips"].flatten(0, 1), batch["label"]
+        if self.mix is not None:
+            clips, labels = self.mix(clips, labels)
+        outputs = self._outputs(clips)
+        scalars = weighted_losses(self.losses, outputs, {"labels": labels})
         prediction = outputs["class_logits"].argmax(dim=-1)
         scalars["top1_accuracy"] = (prediction == batch["label"]).float().mean()
         return scalars
