@@ -49,7 +49,7 @@ def config(videos, tmp_path):
             "TARGET_FPS": 4.0,
             "TRAIN_CROP_SIZE": 64,
             "TEST_CROP_SIZE": 64,
-            "VOCAB_SIZE": 256,
+            "VOCAB_SIZE": 64,
         },
         "TRAIN": {
             "DATASET": {"NAME": "VideoFolder", "split": ""},
