@@ -91,7 +91,7 @@ def test_exit_code_tells_of_failed_videos(main, tmp_path, capsys):
     for number in range(8):
         (clips / f"video_{number}.mp4").write_bytes(encode_webm(frames, fps=2))
     words = ["--cfg", str(project / "pretrain.yaml"), "TOKENIZER.NAME", "VQVAETokenizer"]
-    words += ["DATA.VOCAB_SIZE", "256", "TRAIN.TOKEN_STORE", str(tmp_path / "new")]
+    words += ["DATA.VOCAB_SIZE", "64", "TRAIN.TOKEN_STORE", str(tmp_path / "new")]
     words += ["DATA.ON_BAD_VIDEO", "skip"]
     assert main(words) == 0
     (clips / "video_3.mp4").write_bytes(b"no video")
