@@ -14,7 +14,7 @@ import torch  # noqa: E402
 # The models of the tests are tiny: a second thread costs more than it gives.
 torch.set_num_threads(1)
 
-# Started in the background of a shell, we would ignore Ctrl-C, and so would all that the tests start.
+# In the background of a shell we would ignore Ctrl-C, and so would all that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
