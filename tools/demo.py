@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The whole pipeline on made videos: data, tokens, pre-training, fine-tuning, multi-view test.
 
-    python tools/demo.py                     # one seed, minutes on two CPU cores: see README.md
+    python tools/demo.py                     # one seed, about three minutes on two CPU cores
     python tools/demo.py --seeds 0 1 2       # mean and spread
 
 Prints pre-trained against from-scratch accuracy, each at a learning rate chosen for it, with
