@@ -60,7 +60,8 @@ BACKBONES = _registry(
     "BACKBONES",
     """Clip -> features; an ``nn.Module``.
 
-    Attributes: ``input_kind`` ("tokens" or "pixels") and ``embed_dim: int``.
+    Attributes: ``input_kind`` ("tokens" or "pixels", of the class: it decides which data are
+    opened before a model is built) and ``embed_dim: int``.
     ``forward(clip) -> {"cls": (B, D), "features": (B, t, h, w, D)}``; "features" may be absent.
     A token backbone takes int64 (B, T, H, W) and exposes ``token_embedding: nn.Embedding``; a pixel
     backbone takes float (B, 3, T, H, W) in [0, 1] and normalises itself (base: `PixelBackbone`).

@@ -8,12 +8,15 @@ import pytest
 import torch
 import yaml
 from made_videos import MadeVideo
+from tiny_project import make_tiny_project
 
 from vimpac_ext import compat
+from vimpac_ext.config import ConfigError
 from vimpac_ext.data import FrameClips, spatial_views
 from vimpac_ext.data.annotations import PathLabelList
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.engine import prepare, run
+from vimpac_ext.engine.assembly import build_task, build_train_clips
 
 NUM_CLASSES = 3
 
@@ -148,6 +151,23 @@ def test_a_published_model_scores_as_when_called_by_hand(videos, tmp_path):
         expected = logits.softmax(dim=-1).mean(dim=0).numpy()
         np.testing.assert_allclose(scores[index], expected, atol=1e-5)
     assert np.ptp(scores, axis=0).max() > 1e-3  # the videos differ
+
+
+def test_random_views_of_stored_tokens_are_refused(tmp_path):
+    folder = make_tiny_project(tmp_path)
+    with pytest.raises(ConfigError, match="AUG.ENABLE True changes frames"):
+        run(prepare(folder / "pretrain.yaml", ["AUG.ENABLE", "True"]))
+
+
+def test_random_views_are_drawn_anew_in_each_epoch(videos, tmp_path):
+    loaded = config(videos, tmp_path, FRAMES, AUG={"ENABLE": True, "RAND_AUGMENT_OPERATIONS": 1})
+    records = PathLabelList(str(videos), "good").records
+    task = build_task(loaded.cfg)
+    clips = build_train_clips(loaded.cfg, task, records)
+    first, again, other = (clips[key]["clips"] for key in ((0, 1), (0, 1), (1, 1)))
+    assert first.shape == (1, 3, 4, 32, 32)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_a_step_trains_without_the_videos_that_are_none(videos, tmp_path, caplog):

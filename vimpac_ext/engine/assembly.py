@@ -262,6 +262,11 @@ def _build_clips(
             random_view=_random_view(cfg) if phase == "TRAIN" and cfg.AUG.ENABLE else None,
             **common,
         )
+    if cfg.AUG.ENABLE:
+        raise ConfigError(
+            "AUG.ENABLE True changes frames, but these clips are stored tokens: set it False, or "
+            "DATA.TOKENS online"
+        )
     return TokenClips(
         open_store(cfg, phase),
         records,
