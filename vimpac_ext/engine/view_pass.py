@@ -71,7 +71,8 @@ class ViewPass:
         for batch in tqdm(self._loader(), title, **bar):
             decoded = self._leave_out_bad(batch)
             if len(decoded):
-                results = map_views(function, batch["clips"][decoded], self.cfg, self.device)
+                test, clips = self.cfg.TEST, batch["clips"][decoded]
+                results = map_views(function, clips, self.device, test.BATCH_SIZE, test.PRECISION)
                 yield batch["video_index"][decoded], results
 
     def _leave_out_bad(self, batch: Mapping[str, Any]) -> Tensor:
@@ -120,23 +121,23 @@ class ViewPass:
 
 @torch.inference_mode()
 def map_views(
-    function: ClipFunction, clips: Tensor, cfg: CfgNode, device: torch.device
+    function: ClipFunction, clips: Tensor, device: torch.device, batch_size: int, precision: str
 ) -> dict[str, Tensor]:
-    """Runs a model on the views of videos, TEST.BATCH_SIZE clips at a time, in TEST.PRECISION.
+    """Runs a model on the views of videos, so many clips at a time.
 
     Args:
         function: clips (N, ...) -> name -> tensor (N, ...).
         clips: (B, V*S, ...).
-        cfg: configuration.
         device: where the function runs.
+        batch_size: clips for each call.
+        precision: "fp32", or "bf16" for autocast.
 
     Returns:
         For each name a tensor (B, V*S, ...) on the CPU.
     """
-    enabled = cfg.TEST.PRECISION == "bf16"
     chunks = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
-        for chunk in clips.flatten(0, 1).split(cfg.TEST.BATCH_SIZE):
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for chunk in clips.flatten(0, 1).split(batch_size):
             results = function(chunk.to(device, non_blocking=True))
             chunks.append({name: value.cpu() for name, value in results.items()})
     return {

@@ -242,9 +242,7 @@ class MultiViewEvaluator:
             single_view_ranks=single,
         )
 
-    def _ranks(
-        self, scores: NDArray[np.float64], labels: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _ranks(self, scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.where(self._decoded, label_ranks(scores, labels), scores.shape[1])
 
     def _report_missing(self, on_missing: str) -> None:
