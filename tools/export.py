@@ -2,7 +2,7 @@
 """Writes scores and features of a model for every test video, with ids and labels.
 
     python tools/export.py --cfg configs/vimpac/demo/finetune.yaml --output demo.npz
-    python tools/export.py --cfg a.yaml --output a.parquet --what features TEST.BATCH_SIZE 8
+    python tools/export.py --cfg a.yaml TEST.BATCH_SIZE 8 --output a.parquet --what features
 
 scores      class probabilities of the multi-view test, (videos, classes)
 features    the backbone's "cls", averaged over the views, (videos, width)

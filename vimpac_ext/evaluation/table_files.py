@@ -78,7 +78,6 @@ def _write_npz(path: Path, table: VideoTable) -> None:
             class_names=_texts(table.class_names),
             protocol=np.array(table.protocol),
             protocol_id=np.array(table.protocol_id),
-            allow_pickle=False,
             **table.columns,
         )
 
