@@ -128,22 +128,20 @@ def test_knn_says_which_data_it_lacks(project):
         run(prepare(path, ["TEST.CHECKPOINT_FILE_PATH", "none"]))
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_linear_probe_leaves_the_backbone_as_it_is_and_learns(project, ema):
-    name = f"linear_{ema}"
+def test_a_linear_probe_leaves_the_backbone_as_it_is_and_learns(project):
     path = video_config(
         project,
-        name,
+        "linear",
         TASK={"freeze_backbone": True},
-        TRAIN={"CHECKPOINT_FILE_PATH": str(project.trained), "EMA_DECAY": ema},
-        SOLVER={"MAX_EPOCH": 12, "BASE_LR": 0.01, "WEIGHT_DECAY": 0.1},
+        TRAIN={"CHECKPOINT_FILE_PATH": str(project.trained), "EMA_DECAY": 0.9},
+        SOLVER={"MAX_EPOCH": 8, "BASE_LR": 0.02, "WEIGHT_DECAY": 0.1},
     )
     result = run(prepare(path))
     assert result["top1"] > 60, "chance is 33.3"
     before = backbone_state(project.trained)
     assert any(name.endswith("running_mean") for name in before)
-    for which in ("model_state", "ema_state")[: 2 if ema else 1]:
-        after = backbone_state(project.folder / name, which)
+    for which in ("model_state", "ema_state"):
+        after = backbone_state(project.folder / "linear", which)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
 
@@ -168,7 +166,7 @@ class _ByPixels(torch.nn.Module):
     def predict(self, clips):
         flat = clips.flatten(1).double()
         weights = torch.randn(flat.shape[1], 3, generator=torch.Generator().manual_seed(0))
-        return (flat @ weights.double()).softmax(dim=1)
+        return (5 * torch.sin(1000 * (flat @ weights.double()))).softmax(dim=1)
 
 
 @pytest.mark.parametrize("kind", ["frames", "tokens"])

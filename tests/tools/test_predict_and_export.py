@@ -56,22 +56,31 @@ def test_help_answers_at_once(name, expected, tmp_path):
     assert seconds < 2
 
 
-def test_predict_goes_on_after_a_bad_video_and_fails_at_the_end(project, tmp_path):
+def test_predict_goes_on_after_a_bad_video_and_fails_at_the_end(
+    project, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
     names = tmp_path / "names.txt"
     names.write_text("rot\ngrün\nblau\n", encoding="utf-8")
     words = ["--cfg", project.config, project.root / "below", "--class_names", names]
     words += ["--json", "out/result.json", "--draw", "drawn", "--top", 1]
     words += ["--checkpoint", project.folder / "frames", "--opts", "OUTPUT_DIR", "elsewhere"]
-    done = call("predict.py", *words, cwd=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert "error: cannot decode" in done.stdout
-    assert f"1 of {NUM_TEST + 1} videos could not be decoded" in done.stdout
-    assert sum(done.stdout.count(f"%  {name}\n") for name in ("rot", "grün", "blau")) == NUM_TEST
+    assert tool("predict").main(list(map(str, words))) == 1
+    shown = capsys.readouterr().out
+    assert "error: cannot decode" in shown
+    assert f"1 of {NUM_TEST + 1} videos could not be decoded" in shown
+    assert sum(shown.count(f"%  {name}\n") for name in ("rot", "grün", "blau")) == NUM_TEST
     content = json.loads((tmp_path / "out/result.json").read_text(encoding="utf-8"))
     assert content["num_bad"] == 1
     assert len(list((tmp_path / "drawn").glob("*.mp4"))) == NUM_TEST
     assert not (tmp_path / "elsewhere").exists()
-    assert tool("predict").main(["--cfg", str(project.config), str(project.root / "0.mp4")]) == 0
+
+
+def test_predict_of_one_video_from_the_command_line(project, tmp_path):
+    done = call("predict.py", "--cfg", project.config, project.root / "0.mp4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "decode" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -91,10 +100,10 @@ def test_mistakes_of_predict_are_named(project, tmp_path, monkeypatch, words, me
 
 
 def test_export_writes_what_is_asked_for(project, tmp_path):
-    words = ["--cfg", project.config, "TEST.NUM_ENSEMBLE_VIEWS", 1, "--output", "a/features.npz"]
-    done = call("export.py", *words, "--what", "features", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "a/features.npz", allow_pickle=False) as file:
+    output = tmp_path / "a/features.npz"
+    words = ["--cfg", project.config, "TEST.NUM_ENSEMBLE_VIEWS", 1, "--output", output]
+    assert tool("export").main([*map(str, words), "--what", "features"]) == 0
+    with np.load(output, allow_pickle=False) as file:
         assert file["features"].shape[0] == NUM_TEST
         assert "scores" not in file
         assert json.loads(str(file["protocol"]))["temporal_views"] == 1
