@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -113,3 +114,11 @@ def test_export_tells_a_script_that_videos_are_missing(project, tmp_path):
     more = ["TEST.DATASET.split", "with_bad", "DATA.ON_BAD_VIDEO", "count_wrong"]
     words = ["--cfg", str(project.config), *more, "--output", str(tmp_path / "b.npz")]
     assert tool("export").main(words) == 3
+
+
+def test_every_file_that_the_page_on_evaluation_names_exists():
+    page = (TOOLS.parent / "docs/evaluation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:configs|tools)/[\w/]+\.(?:yaml|py)", page))
+    assert len(named) > 5
+    for path in named:
+        assert (TOOLS.parent / path).is_file(), path

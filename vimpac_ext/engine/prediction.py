@@ -93,7 +93,7 @@ class Predictor:
         self.class_names = list(class_names) or _known_names(cfg)
         require_class_names(self.class_names, cfg.MODEL.NUM_CLASSES)
         self.device = device_of(cfg)
-        reads_tokens = getattr(BACKBONES.get(cfg.BACKBONE.NAME), "input_kind", "") == "tokens"
+        reads_tokens = getattr(BACKBONES.get(cfg.BACKBONE.NAME), "input_kind", "tokens") == "tokens"
         self._tokenize = _tokenizer(loaded) if reads_tokens else None
         frames = {"TOKENS": "online"} if reads_tokens else {}
         self.cfg = _changed(cfg, ON_BAD_VIDEO="skip", **frames)

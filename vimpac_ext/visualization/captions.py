@@ -54,7 +54,8 @@ def _overlay(height: int, width: int, lines: Sequence[tuple[str, float]]) -> np.
     pen = ImageDraw.Draw(picture)
     for number, (text, share) in enumerate(lines):
         top = number * size
-        pen.rectangle((0, top, round(share * width) - 1, top + size - 2), fill=_BAR)
+        if length := round(share * width):
+            pen.rectangle((0, top, length - 1, top + size - 2), fill=_BAR)
         pen.text((size // 4, top + size // 2), _fit(text, font, width), _TEXT, font, anchor="lm")
     return np.asarray(picture)
 
