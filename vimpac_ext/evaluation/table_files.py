@@ -69,17 +69,17 @@ def write_table(path: Path, table: VideoTable) -> None:
 
 
 def _write_npz(path: Path, table: VideoTable) -> None:
+    content: dict[str, Any] = {
+        "video_ids": _texts(table.video_ids),
+        "labels": table.labels,
+        "decoded": table.decoded,
+        **table.columns,
+        "class_names": _texts(table.class_names),
+        "protocol": np.array(table.protocol),
+        "protocol_id": np.array(table.protocol_id),
+    }
     with atomic_write(path, "wb") as file:
-        np.savez_compressed(
-            file,
-            video_ids=_texts(table.video_ids),
-            labels=table.labels,
-            decoded=table.decoded,
-            class_names=_texts(table.class_names),
-            protocol=np.array(table.protocol),
-            protocol_id=np.array(table.protocol_id),
-            **table.columns,
-        )
+        np.savez_compressed(file, **content)
 
 
 def _texts(texts: Sequence[str]) -> NDArray[np.str_]:
