@@ -46,8 +46,8 @@ class ExportSummary:
 def export(loaded: LoadedConfig, output: Path, what: Sequence[str] = WHAT) -> ExportSummary:
     """Writes one row for each video of TEST.DATASET: scores, features, or both in one pass.
 
-    Scores are those of the test. Features are the backbone's "cls", averaged over the views; with
-    one view they are what the k-NN evaluation compares. The file appears whole or not at all; an
+    Scores are those of the test. Features are the backbone's "cls", averaged over the views (the
+    k-NN evaluation compares those of one view). The file appears whole or not at all; an
     interrupted export starts again.
 
     Args:
@@ -140,10 +140,10 @@ def _columns(
     columns: dict[str, NDArray[np.float32]] = {}
     for videos, results in views.batches("export", function):
         for name, values in results.items():
-            size = (num_videos, values.shape[-1])
-            column = columns.setdefault(name, np.full(size, np.nan, np.float32))
+            if name not in columns:
+                columns[name] = np.full((num_videos, values.shape[-1]), np.nan, np.float32)
             for video, own in zip(videos.tolist(), values.double().numpy(), strict=True):
-                column[video] = _pooled(name, own, views.records[video].video_id, views.cfg)
+                columns[name][video] = _pooled(name, own, views.records[video].video_id, views.cfg)
                 decoded[video] = True
     if not decoded.any():
         raise ValueError(f"none of {num_videos} videos could be decoded: there is nothing to write")
