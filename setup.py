@@ -36,6 +36,7 @@ setup(
     extras_require={
         "hf": ["transformers>=5.0", "diffusers>=0.40"],
         "cluster": ["submitit>=1.5"],
+        "parquet": ["pyarrow>=17"],
         "dev": [
             "attrs>=21",  # DALL-E needs it without saying so
             "DALL-E>=0.1",  # a test compares with it

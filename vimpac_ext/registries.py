@@ -99,6 +99,9 @@ TASKS = _registry(
     probabilities where the task can be tested. Built components are given on request by
     parameter name: ``backbone``, ``heads``, ``losses``, ``masker``, ``tokenizer``. A task knows
     masks, models and losses; it knows no loop.
+
+    Optional: ``encode(clips) -> dict``, the backbone's outputs for clips as the data give them, and
+    ``classify(outputs) -> (B, classes)``; ``predict`` is then the one after the other.
     """,
 )
 

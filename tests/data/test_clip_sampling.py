@@ -10,6 +10,7 @@ from vimpac_ext.data.clip_sampling import (
     START_RULES,
     clip_indices,
     max_start,
+    middle_view,
     pair_starts,
     random_start,
     view_starts,
@@ -192,3 +193,15 @@ def test_bad_arguments_are_refused():
         view_starts(40, 5, 4, 1, "middle")
     with pytest.raises(ValueError, match="num_views"):
         view_starts(40, 5, 4, 0, "vimpac")
+
+
+@pytest.mark.parametrize("rule", ["linspace", "uniform", "vimpac"])
+@pytest.mark.parametrize("num_views", [1, 2, 3, 4, 5, 10])
+def test_the_middle_view_is_the_nearest_to_the_middle(num_views, rule):
+    num_frames, middle = 10_005, 5_000  # clips of 5 frames start at 0 to 10 000
+    starts = view_starts(num_frames, 5, 1, num_views, rule)
+    chosen = middle_view(num_views, rule)
+    distances = [abs(start - middle) for start in starts]
+    assert distances[chosen] <= min(distances) + 1  # starts are rounded down
+    if rule == "linspace" and num_views % 2:
+        assert starts[chosen] == middle

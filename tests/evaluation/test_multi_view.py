@@ -152,3 +152,31 @@ def test_wrong_input():
         MultiViewEvaluator(4, 3, 2, ensemble="mean")
     with pytest.raises(ValueError, match="'ignore'.*error, skip, count_wrong"):
         evaluator.result([0, 0, 0, 0], on_missing="ignore")
+
+
+def test_a_single_view_is_scored_beside_the_ensemble():
+    probabilities = random_probabilities(12, 4, 5, seed=3)
+    labels = torch.arange(12) % 5
+    evaluator = MultiViewEvaluator(12, 5, 4, single_view=2)
+    evaluator.process(range(1, 12), probabilities[1:])
+    result = evaluator.result(labels, "count_wrong")
+    alone = evaluate(probabilities[:, 2:3], labels, "count_wrong", videos=range(1, 12))
+    np.testing.assert_array_equal(result.single_view_ranks, alone.ranks)
+    assert result.single_view_accuracy(1) == alone.topk_accuracy(1)
+    together = evaluate(probabilities, labels, "count_wrong", videos=range(1, 12))
+    np.testing.assert_array_equal(result.ranks, together.ranks)
+    assert together.single_view_accuracy(1) is None
+
+
+def test_a_single_view_comes_together_from_several_processes():
+    probabilities, labels = random_probabilities(6, 3, 4), torch.arange(6) % 4
+    parts = []
+    for first in (0, 1):
+        part = MultiViewEvaluator(6, 4, 3, single_view=1)
+        part.process(range(first, 6, 2), probabilities[first::2])
+        parts.append(part)
+    sums = [parts[1]._decoded.astype(np.int64), parts[1]._scores, parts[1]._single_scores]
+    remaining = iter(map(torch.from_numpy, sums))
+    parts[0].combine(lambda own: own + next(remaining))
+    whole = evaluate(probabilities[:, 1:2], labels)
+    np.testing.assert_array_equal(parts[0].result(labels).single_view_ranks, whole.ranks)

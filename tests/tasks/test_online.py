@@ -74,6 +74,18 @@ def test_a_step_equals_one_with_stored_tokens():
     assert losses[0].item() == losses[1].item() > 0
 
 
+def test_features_are_those_of_clips_in_which_nothing_is_hidden():
+    clips, tokens = patches()
+    online, stored = token_task(BrightnessTokenizer()), token_task(None)
+    expected = stored.backbone(tokens)["cls"]
+    for task, inputs in ((online, clips), (stored, tokens)):
+        assert torch.equal(task.encode(inputs)["cls"], expected)
+    clips[1, :, 1] = torch.nan
+    task = pixel_task(Recorder())
+    task.encode(clips)
+    assert torch.equal(task.backbone.clip, clips.nan_to_num(0.5))
+
+
 def pixel_task(backbone, masker=None, **options):
     heads = {
         "token": MaskedTokenHead(backbone.embed_dim, vocab_size=VOCAB),

@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
         "KILL_LOSS_EXPLOSION_FACTOR": 0.0,  # stop at so many times the loss logged before; 0 = off
         "EMA_DECAY": 0.0,  # per update, of averaged weights, which are then tested; 0 = off
     },
-    # --- k-NN monitor of a pre-training: every TRAIN.EVAL_PERIOD epochs -----------------------
+    # --- k-NN: every TRAIN.EVAL_PERIOD epochs; with TRAIN.ENABLE False of a checkpoint ---------
     "KNN": {
         "ENABLE": False,
         "TRAIN": {  # the bank: labelled videos that the others are compared with

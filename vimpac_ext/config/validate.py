@@ -110,11 +110,14 @@ def _check_split_files(loaded: LoadedConfig) -> None:
 def _check_knn(loaded: LoadedConfig) -> None:
     if not loaded.cfg.KNN.ENABLE:
         return
-    period = loaded.cfg.TRAIN.EVAL_PERIOD
-    _require(loaded, "TRAIN.EVAL_PERIOD", period > 0, "positive, since KNN.ENABLE is True")
+    train = loaded.cfg.TRAIN
+    watched = not train.ENABLE or train.EVAL_PERIOD > 0
+    _require(loaded, "TRAIN.EVAL_PERIOD", watched, "positive, since KNN.ENABLE is True")
     for part in ("TRAIN", "TEST"):
         key = f"KNN.{part}.TOKEN_STORE"
-        _require(loaded, key, bool(_value(loaded, key)), "given, since KNN.ENABLE is True")
+        given = bool(_value(loaded, key) or loaded.cfg.KNN[part].DATASET.NAME)
+        expected = f"given (or KNN.{part}.DATASET, for frames), since KNN.ENABLE is True"
+        _require(loaded, key, given, expected)
 
 
 def _check_batch(loaded: LoadedConfig) -> None:

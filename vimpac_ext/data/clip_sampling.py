@@ -74,6 +74,16 @@ def view_starts(
     return [last * view // parts for view in range(num_views)]
 
 
+def middle_view(num_views: int, rule: str) -> int:
+    """Which of the clips of `view_starts` lies nearest to the middle; the earlier of two.
+
+    With an odd number of views and "linspace" or "vimpac", or an even one and "uniform", it is the
+    clip in the middle itself. (One view of "vimpac" or "uniform" lies at the start.)
+    """
+    parts = num_views if rule == "uniform" else max(num_views - 1, 1)
+    return min(range(num_views), key=lambda view: abs(2 * view - parts))
+
+
 def clip_indices(start: int, num_frames: int, clip_length: int, stride: int) -> np.ndarray:
     """Frames of a clip; fewer than ``clip_length`` where the video ends before (the caller pads).
 

@@ -223,7 +223,7 @@ def build_train_clips(
 ) -> FrameClips | TokenClips:
     """Clips for training: tokens from the store, or frames, as the task wants."""
     options = {"mode": task.clip_mode, "max_distance_seconds": cfg.DATA.MAX_PAIR_DISTANCE}
-    return _build_clips(cfg, "TRAIN", task.input_kind, records, options)
+    return build_clips(cfg, "TRAIN", task.input_kind, records, options)
 
 
 def build_test_clips(cfg: CfgNode, records: list[VideoRecord]) -> FrameClips | TokenClips:
@@ -236,12 +236,13 @@ def build_test_clips(cfg: CfgNode, records: list[VideoRecord]) -> FrameClips | T
         "num_temporal_views": cfg.TEST.NUM_ENSEMBLE_VIEWS,
         "start_rule": cfg.TEST.START_RULE,
     }
-    return _build_clips(cfg, "TEST", kind, records, options)
+    return build_clips(cfg, "TEST", kind, records, options)
 
 
-def _build_clips(
+def build_clips(
     cfg: CfgNode, phase: str, kind: str, records: list[VideoRecord], options: Mapping[str, Any]
 ) -> FrameClips | TokenClips:
+    """Clips of ``kind`` "tokens" or "pixels"; ``options``: arguments of either class."""
     data = cfg.DATA
     common = {
         "num_frames": data.NUM_FRAMES,

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fvcore.common.config import CfgNode
 
 from vimpac_ext.config import LoadedConfig, load_config, validate
 from vimpac_ext.engine.assembly import build_task, check_components
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
 from vimpac_ext.engine.devices import device_of
+from vimpac_ext.engine.distributed import is_main
 from vimpac_ext.engine.events import open_events
+from vimpac_ext.engine.features import AS_BUILT
+from vimpac_ext.engine.knn_monitor import evaluate_knn
 from vimpac_ext.engine.requirements import require_inputs
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.tester import Tester
@@ -52,7 +56,7 @@ def prepare(
 
 
 def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
-    """Trains and tests as the configuration says (TRAIN.ENABLE, TEST.ENABLE).
+    """Trains and tests as the configuration says (TRAIN.ENABLE, TEST.ENABLE, KNN.ENABLE).
 
     With a process group, every process calls this; the main one writes.
 
@@ -61,7 +65,8 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
         local_rank: counts the processes of this machine; decides the GPU.
 
     Returns:
-        The test result as written to ``result.json``, or an empty dictionary without a test.
+        The test result as written to ``result.json``, or an empty dictionary without a test; and
+        "knn", if there was a k-NN evaluation without a training.
 
     Raises:
         MissingInputError: listing everything that the run needs and does not find.
@@ -72,18 +77,24 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     folder = Path(cfg.OUTPUT_DIR)
     seed_rng(cfg.RNG_SEED)  # the same in all processes, so that they build the same model
     torch.set_float32_matmul_precision("high" if cfg.TRAIN.TF32 else "highest")
+    update = 0
     can_test = cfg.TEST.ENABLE and (cfg.TEST.DATASET.NAME or cfg.TEST.TOKEN_STORE)
     tester = Tester(cfg, device) if can_test else None
     if cfg.TRAIN.ENABLE:
         task, update = train(cfg, device, folder, tester)
     elif tester is not None:
         task = build_task(cfg).to(device)
-    if tester is None:
-        return {}
-    if cfg.TEST.CHECKPOINT_FILE_PATH == "none":
-        update = 0
-    elif cfg.TEST.CHECKPOINT_FILE_PATH or not cfg.TRAIN.ENABLE:
-        path = find_checkpoint(Path(cfg.TEST.CHECKPOINT_FILE_PATH or folder))
+    result = {} if tester is None else _test(cfg, task, tester, update, folder)
+    if cfg.KNN.ENABLE and not cfg.TRAIN.ENABLE and is_main():
+        result = {**result, "knn": evaluate_knn(cfg, device, folder / "knn")}
+    return result
+
+
+def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) -> dict[str, Any]:
+    """Loads the checkpoint to test, unless it is the model just trained, and tests."""
+    wanted = cfg.TEST.CHECKPOINT_FILE_PATH
+    if wanted != AS_BUILT and (wanted or not cfg.TRAIN.ENABLE):
+        path = find_checkpoint(Path(wanted or folder))
         update = load_model(path, task, tester.facts)
         _logger.info("testing %s", path)
     result = tester.report(task, folder / "test")

@@ -21,7 +21,7 @@ def require_inputs(loaded: LoadedConfig) -> None:
         MissingInputError: listing all that is missing, where it was looked for and what makes it.
     """
     sections = _sections(loaded)
-    if loaded.cfg.TRAIN.ENABLE and loaded.cfg.KNN.ENABLE:
+    if loaded.cfg.KNN.ENABLE:
         sections |= {f"KNN.{part}": loaded.cfg.KNN[part] for part in ("TRAIN", "TEST")}
     _report(
         loaded,
@@ -93,9 +93,11 @@ def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:
     cfg = loaded.cfg
     wanted = {"TRAIN": cfg.TRAIN.CHECKPOINT_FILE_PATH}
     wanted["TEST"] = cfg.TEST.CHECKPOINT_FILE_PATH
-    if not wanted["TEST"] and not cfg.TRAIN.ENABLE:
-        wanted["TEST"] = cfg.OUTPUT_DIR
-    for phase in _phases(loaded):
+    phases = set(_phases(loaded))
+    if not cfg.TRAIN.ENABLE:
+        wanted["TEST"] = wanted["TEST"] or cfg.OUTPUT_DIR
+        phases |= {"TEST"} if cfg.KNN.ENABLE else set()
+    for phase in sorted(phases, reverse=True):
         path = wanted[phase]
         if not path or (phase == "TEST" and path == "none"):
             continue

@@ -8,8 +8,14 @@ from vimpac_ext.evaluation.metrics import (
     per_class_accuracy,
     topk_accuracy,
 )
-from vimpac_ext.evaluation.multi_view import ON_MISSING, MultiViewEvaluator, MultiViewResult
-from vimpac_ext.evaluation.report import PROTOCOL_KEYS, write_report
+from vimpac_ext.evaluation.multi_view import (
+    ON_MISSING,
+    MultiViewEvaluator,
+    MultiViewResult,
+    count_videos,
+    ensemble_views,
+)
+from vimpac_ext.evaluation.report import PROTOCOL_KEYS, identified, write_report
 
 __all__ = [
     "ON_MISSING",
@@ -17,6 +23,9 @@ __all__ = [
     "MultiViewEvaluator",
     "MultiViewResult",
     "confusion_matrix",
+    "count_videos",
+    "ensemble_views",
+    "identified",
     "knn_accuracy",
     "knn_scores",
     "label_ranks",

@@ -43,6 +43,7 @@ class MultiViewResult:
         ensemble: "sum" or "max".
         on_missing: "error", "skip" (accuracies are over the decoded videos) or "count_wrong"
             (over all videos, the missing ones wrong).
+        single_view_ranks: int64 (N,); ``ranks`` by one view alone, None if that was not asked for.
     """
 
     scores: NDArray[np.float64]
@@ -53,6 +54,7 @@ class MultiViewResult:
     views_per_video: int
     ensemble: str
     on_missing: str
+    single_view_ranks: NDArray[np.int64] | None = None
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -61,8 +63,15 @@ class MultiViewResult:
 
     def topk_accuracy(self, k: int) -> float:
         """Percent of the scored videos whose class is among the k best; k above C counts as C."""
+        return self._accuracy(self.ranks, k)
+
+    def single_view_accuracy(self, k: int) -> float | None:
+        """`topk_accuracy` by one view alone; None if that was not asked for."""
+        return None if self.single_view_ranks is None else self._accuracy(self.single_view_ranks, k)
+
+    def _accuracy(self, ranks: NDArray[np.int64], k: int) -> float:
         num_classes = self.scores.shape[1]
-        return 100.0 * float(np.mean(self.ranks[self.scored] < min(k, num_classes)))
+        return 100.0 * float(np.mean(ranks[self.scored] < min(k, num_classes)))
 
     def per_class_accuracy(self) -> NDArray[np.float64]:
         """Percent right of each class's scored videos, float64 (C,); NaN where there are none."""
@@ -72,11 +81,44 @@ class MultiViewResult:
 
     def counts(self) -> dict[str, int]:
         """Videos and views: expected, decoded, missing; and the videos in the denominator."""
-        expected, decoded = len(self.decoded), int(self.decoded.sum())
-        videos = {"expected": expected, "decoded": decoded, "missing": expected - decoded}
-        views = {f"{name}_views": count * self.views_per_video for name, count in videos.items()}
-        named = {f"{name}_videos": count for name, count in videos.items()}
-        return {**named, **views, "scored_videos": int(self.scored.sum())}
+        return count_videos(self.decoded, self.views_per_video, self.on_missing)
+
+
+def count_videos(
+    decoded: NDArray[np.bool_], views_per_video: int, on_missing: str
+) -> dict[str, int]:
+    """Videos and views of a test: expected, decoded, missing, in the denominator.
+
+    Args:
+        decoded: bool (N,); False for a video of which no views came.
+        views_per_video: temporal times spatial views.
+        on_missing: with "count_wrong" all videos are in the denominator, else the decoded ones.
+    """
+    num_all, num_decoded = len(decoded), int(decoded.sum())
+    videos = {"expected": num_all, "decoded": num_decoded, "missing": num_all - num_decoded}
+    views = {f"{name}_views": count * views_per_video for name, count in videos.items()}
+    named = {f"{name}_videos": count for name, count in videos.items()}
+    scored = num_all if on_missing == "count_wrong" else num_decoded
+    return {**named, **views, "scored_videos": scored}
+
+
+def ensemble_views(name: object, views: NDArray[np.float64], ensemble: str) -> NDArray[np.float64]:
+    """One score for each class from the probabilities of a video's views.
+
+    Args:
+        name: of the video, for messages.
+        views: (V*S, C) after the softmax.
+        ensemble: "sum" (mean over the views) or "max".
+
+    Returns:
+        (C,).
+
+    Raises:
+        ValueError: if a view is no distribution, as logits are, or a value is NaN.
+    """
+    _check_probabilities(name, views)
+    scores: NDArray[np.float64] = views.mean(axis=0) if ensemble == "sum" else views.max(axis=0)
+    return scores
 
 
 class MultiViewEvaluator:
@@ -89,13 +131,19 @@ class MultiViewEvaluator:
         num_classes: C.
         views_per_video: V*S, temporal times spatial views.
         ensemble: "sum" (mean over the views: PySlowFast's sum, divided by their number) or "max".
+        single_view: position of a view that is also scored alone, None = no such.
 
     Raises:
         ValueError: if the ensemble is unknown.
     """
 
     def __init__(
-        self, num_videos: int, num_classes: int, views_per_video: int, ensemble: str = "sum"
+        self,
+        num_videos: int,
+        num_classes: int,
+        views_per_video: int,
+        ensemble: str = "sum",
+        single_view: int | None = None,
     ) -> None:
         if ensemble not in ENSEMBLES:
             raise ValueError(
@@ -107,6 +155,8 @@ class MultiViewEvaluator:
         self._ensemble = ensemble
         self._scores = np.zeros((num_videos, num_classes))
         self._decoded = np.zeros(num_videos, dtype=bool)
+        self._single_view = single_view
+        self._single_scores = np.zeros((num_videos, num_classes if single_view is not None else 0))
 
     def process(self, video_indices: Any, probabilities: Any) -> None:
         """Take all views of some videos.
@@ -130,10 +180,11 @@ class MultiViewEvaluator:
         for index, video in zip(indices.tolist(), views, strict=True):
             if not 0 <= index < num_videos:
                 raise ValueError(f"video index {index} is not one of 0 to {num_videos - 1}")
-            _check_probabilities(index, video)
-            scores = video.mean(axis=0) if self._ensemble == "sum" else video.max(axis=0)
+            scores = ensemble_views(index, video, self._ensemble)
             if not self._decoded[index]:
                 self._scores[index] = scores
+                if self._single_view is not None:
+                    self._single_scores[index] = video[self._single_view]
                 self._decoded[index] = True
                 continue
             difference = float(np.abs(scores - self._scores[index]).max())
@@ -156,6 +207,8 @@ class MultiViewEvaluator:
         if (times > 1).any():
             raise ValueError(f"video {times.argmax()} was scored by {times.max()} processes")
         self._scores = add_up(torch.from_numpy(self._scores)).numpy()
+        if self._single_view is not None:
+            self._single_scores = add_up(torch.from_numpy(self._single_scores)).numpy()
         self._decoded = times == 1
 
     def result(self, labels: Any, on_missing: str = "error") -> MultiViewResult:
@@ -176,17 +229,21 @@ class MultiViewEvaluator:
             )
         labels = _to_numpy(labels).astype(np.int64)
         self._report_missing(on_missing)
-        num_classes = self._scores.shape[1]
+        single = None if self._single_view is None else self._ranks(self._single_scores, labels)
         return MultiViewResult(
             scores=self._scores.copy(),
             labels=labels,
             decoded=self._decoded.copy(),
             predictions=np.where(self._decoded, self._scores.argmax(axis=1), -1),
-            ranks=np.where(self._decoded, label_ranks(self._scores, labels), num_classes),
+            ranks=self._ranks(self._scores, labels),
             views_per_video=self._views_per_video,
             ensemble=self._ensemble,
             on_missing=on_missing,
+            single_view_ranks=single,
         )
+
+    def _ranks(self, scores: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(self._decoded, label_ranks(scores, labels), scores.shape[1])
 
     def _report_missing(self, on_missing: str) -> None:
         missing = np.flatnonzero(~self._decoded).tolist()
@@ -207,13 +264,13 @@ class MultiViewEvaluator:
         _logger.warning("%s; the accuracies %s", message, effect)
 
 
-def _check_probabilities(index: int, video: NDArray[np.float64]) -> None:
+def _check_probabilities(name: object, video: NDArray[np.float64]) -> None:
     """Refuse views (V*S, C) of one video that are no probabilities."""
     sums = video.sum(axis=1)
     # Written so that NaN is refused too.
     if not (np.abs(sums - 1) <= _SUM_TOLERANCE).all() or (video < 0).any():
         raise ValueError(
-            f"the views of video {index} are no probabilities: they sum to {sums.min():.3g} to "
+            f"the views of video {name} are no probabilities: they sum to {sums.min():.3g} to "
             f"{sums.max():.3g} and go down to {video.min():.3g}; logits need a softmax first"
         )
 

@@ -57,9 +57,9 @@ def write_report(
             are fingerprints, the latter None for pixels); may hold more. Plain JSON values.
 
     Returns:
-        ``top1``, ``top5`` and ``mean_class_accuracy`` in percent, ``protocol`` (the given one plus
-        ensemble, on_bad_video and the counts of `MultiViewResult.counts`) and ``protocol_id``, a
-        hash of the protocol: two results are comparable if theirs are equal.
+        ``top1``, ``top5`` and ``mean_class_accuracy`` in percent, ``single_view`` (``top1`` and
+        ``top5`` by one view alone, where the result has it), ``protocol`` and ``protocol_id`` (see
+        `identified`).
 
     Raises:
         ValueError: if the protocol lacks a key, or the lengths disagree.
@@ -94,16 +94,38 @@ def write_report(
 
 
 def _summary(result: MultiViewResult, protocol: Mapping[str, Any]) -> dict[str, Any]:
-    full: dict[str, Any] = {
-        **{key: _whole_numbers_as_int(value) for key, value in protocol.items()},
-        "ensemble": result.ensemble,
-        "on_bad_video": result.on_missing,
-        **result.counts(),
-    }
+    single = {"top1": result.single_view_accuracy(1), "top5": result.single_view_accuracy(_TOP)}
     return {
         "top1": result.topk_accuracy(1),
         "top5": result.topk_accuracy(_TOP),
         "mean_class_accuracy": float(np.nanmean(result.per_class_accuracy())),
+        **({} if result.single_view_ranks is None else {"single_view": single}),
+        **identified(protocol, result.ensemble, result.on_missing, result.counts()),
+    }
+
+
+def identified(
+    protocol: Mapping[str, Any], ensemble: str, on_missing: str, counts: Mapping[str, int]
+) -> dict[str, Any]:
+    """A protocol with what came out, and its identity.
+
+    Args:
+        protocol: how the views were made.
+        ensemble: see `MultiViewResult`.
+        on_missing: see there.
+        counts: of `count_videos`.
+
+    Returns:
+        ``protocol`` (the given one plus ensemble, on_bad_video and the counts) and
+        ``protocol_id``, a hash of it: two results are comparable if theirs are equal.
+    """
+    full: dict[str, Any] = {
+        **{key: _whole_numbers_as_int(value) for key, value in protocol.items()},
+        "ensemble": ensemble,
+        "on_bad_video": on_missing,
+        **counts,
+    }
+    return {
         "protocol": full,
         "protocol_id": sha256_of(json.dumps(full, sort_keys=True), length=12),
     }

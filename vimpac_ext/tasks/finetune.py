@@ -88,7 +88,7 @@ class FinetuneTask(nn.Module):
         clips, labels = batch["clips"].flatten(0, 1), batch["label"]
         if self.mix is not None:
             clips, labels = self.mix(clips, labels)
-        outputs = self._outputs(clips)
+        outputs = apply_heads(self.heads, self.encode(clips))
         scalars = weighted_losses(self.losses, outputs, {"labels": labels})
         prediction = outputs["class_logits"].argmax(dim=-1)
         scalars["top1_accuracy"] = (prediction == batch["label"]).float().mean()
@@ -103,9 +103,16 @@ class FinetuneTask(nn.Module):
         Returns:
             float32 (N, num_classes), rows sum to one.
         """
-        return self._outputs(clips)["class_logits"].float().softmax(dim=-1)
+        return self.classify(self.encode(clips))
 
-    def _outputs(self, clips: Tensor) -> dict[str, Any]:
+    def encode(self, clips: Tensor) -> dict[str, Tensor]:
+        """What the backbone gives for clips as in `predict`."""
         if self.tokenize is not None:
             clips = self.tokenize(clips)
-        return apply_heads(self.heads, self.backbone(clips))
+        outputs: dict[str, Tensor] = self.backbone(clips)
+        return outputs
+
+    def classify(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Class probabilities from what `encode` gives, float32 (N, num_classes)."""
+        logits: Tensor = apply_heads(self.heads, dict(outputs))["class_logits"]
+        return logits.float().softmax(dim=-1)

@@ -126,6 +126,19 @@ class PretrainTask(nn.Module):
             scalars["mask_accuracy"] = masked_token_accuracy(outputs, targets)
         return scalars
 
+    def encode(self, clips: Tensor) -> dict[str, Tensor]:
+        """What the backbone gives for clips in which nothing is hidden.
+
+        Args:
+            clips: int64 (N, T, H, W), or float (N, 3, T, H, W) where ``input_kind`` is "pixels".
+        """
+        if self.reads_pixels:
+            clips = self._blank(clips)
+        elif self.tokenize is not None:
+            clips = self.tokenize(clips)
+        outputs: dict[str, Tensor] = self.backbone(clips)
+        return outputs
+
     def _hide(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         draw: Any = self.masker
         if self.noise == "block":

@@ -1,6 +1,7 @@
 """Pictures of what models see and make; arrays in, images out."""
 
 from vimpac_ext.visualization import html
+from vimpac_ext.visualization.captions import captioner
 from vimpac_ext.visualization.copy_paste import nearest_visible
 from vimpac_ext.visualization.curves import draw_curves, run_labels, save_plot
 from vimpac_ext.visualization.heat import overlay_heat
@@ -18,7 +19,7 @@ from vimpac_ext.visualization.run_files import (
     read_result,
     read_table,
 )
-from vimpac_ext.visualization.saving import save_animation, save_figure, save_image
+from vimpac_ext.visualization.saving import save_animation, save_figure, save_image, save_video
 from vimpac_ext.visualization.sheet import Block, Row, draw_sheet, draw_slides
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reconstruction",
     "Row",
     "RunFileError",
+    "captioner",
     "draw_curves",
     "draw_reconstructions",
     "draw_sheet",
@@ -44,5 +46,6 @@ __all__ = [
     "save_figure",
     "save_image",
     "save_plot",
+    "save_video",
     "to_images",
 ]

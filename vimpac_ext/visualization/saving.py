@@ -1,7 +1,8 @@
 """Pictures and animations as files, written whole or not at all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
@@ -82,6 +83,22 @@ def save_animation(path: str | Path, images: Sequence[Image], fps: float) -> Non
             _write_mp4(file, images, fps)
 
 
+def save_video(path: str | Path, images: Iterable[Image], fps: Fraction) -> None:
+    """Writes images one after the other as H.264 in MP4, holding one at a time.
+
+    Args:
+        path: file ending in .mp4, replaced.
+        images: uint8 (H, W, 3) each, of one size, at least one.
+        fps: images a second, above 0.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    require_suffix(path, (".mp4",))
+    with atomic_write(path, "wb") as file:
+        _write_mp4(file, images, fps)
+
+
 def _write_gif(file: IO[bytes], images: Sequence[Image], fps: float) -> None:
     import PIL.Image
 
@@ -96,15 +113,17 @@ def _write_gif(file: IO[bytes], images: Sequence[Image], fps: float) -> None:
     )
 
 
-def _write_mp4(file: IO[bytes], images: Sequence[Image], fps: float) -> None:
+def _write_mp4(file: IO[bytes], images: Iterable[Image], fps: float | Fraction) -> None:
     import av
 
-    height, width = (side + side % 2 for side in images[0].shape[:2])  # colours come by 2 x 2
+    images = iter(images)
+    first = next(images)
+    height, width = (side + side % 2 for side in first.shape[:2])  # colours come by 2 x 2
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "15"}  # small texts stay sharp
-        for image in images:
+        for image in chain([first], images):
             padding = [(0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)]
             padded = np.pad(image, padding, constant_values=255)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
