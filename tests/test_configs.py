@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vimpac_ext.config import load_config
+from vimpac_ext.config import load_config, stages_of
 from vimpac_ext.engine import prepare, run
 from vimpac_ext.engine.assembly import build_task, views_of
 from vimpac_ext.engine.requirements import MissingInputError
@@ -78,6 +78,18 @@ def test_table_12_pre_training():
     assert (large.MASKER.num_blocks, large_256.MASKER.num_blocks) == (5, 6)
     assert (large.TRAIN.MICRO_BATCH_SIZE, large_256.TRAIN.MICRO_BATCH_SIZE) == (256, 128)
     assert Path(large_256.TRAIN.CHECKPOINT_FILE_PATH) == Path(large.OUTPUT_DIR)
+
+
+def test_the_curriculum_is_the_two_configs_of_the_large_model():
+    stages = stages_of(prepare(PAPER / "pretrain_large_curriculum.yaml"))
+    for stage, name in zip(stages, ("large", "large_256"), strict=True):
+        alone = prepare(PAPER / f"pretrain_{name}.yaml").cfg.clone()
+        alone.defrost()
+        alone.OUTPUT_DIR = stage.cfg.OUTPUT_DIR
+        if alone.TRAIN.CHECKPOINT_FILE_PATH:
+            before = Path(stages[0].cfg.OUTPUT_DIR) / "checkpoints"
+            alone.TRAIN.CHECKPOINT_FILE_PATH = str(before / "checkpoint_epoch_00090.pyth")
+        assert stage.cfg == alone
 
 
 @pytest.mark.parametrize(

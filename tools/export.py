@@ -46,11 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(files) != 1:
         parser.error("--cfg takes one file here, e.g. --cfg configs/vimpac/demo/finetune.yaml")
     # Imported late, so that --help answers at once.
+    from vimpac_ext.config import last_stage
     from vimpac_ext.engine import prepare
     from vimpac_ext.engine.export import export
 
     start_logging()
-    loaded = prepare(files[0], ["TRAIN.ENABLE", "False", *overrides], arguments.plugin)
+    words = ["TRAIN.ENABLE", "False", *overrides]
+    loaded = last_stage(prepare(files[0], words, arguments.plugin))
     summary = export(loaded, arguments.output, arguments.what)
     return 0 if summary.table.decoded.all() else SOME_VIDEOS_FAILED
 

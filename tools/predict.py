@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late, so that --help answers at once.
     from tqdm import tqdm
 
+    from vimpac_ext.config import last_stage
     from vimpac_ext.engine import prepare
     from vimpac_ext.engine.prediction import Predictor
     from vimpac_ext.engine.prediction_files import predict_files, read_class_names, video_records
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         overrides += ["TEST.CHECKPOINT_FILE_PATH", arguments.checkpoint]
     names = read_class_names(arguments.class_names) if arguments.class_names else []
     records = video_records(arguments.videos)
-    predictor = Predictor(prepare(arguments.cfg, overrides, arguments.plugin), names)
+    loaded = last_stage(prepare(arguments.cfg, overrides, arguments.plugin))
+    predictor = Predictor(loaded, names)
     num_bad = predict_files(
         predictor, records, tqdm.write, arguments.top, arguments.draw, arguments.json
     )

@@ -69,11 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(files) != 1 and not (without_config and not files):
         parser.error("--cfg takes one file here, e.g. --cfg configs/vimpac/demo/pretrain.yaml")
     # Imported late, so that --help answers at once.
+    from vimpac_ext.config import last_stage
     from vimpac_ext.engine import figures, prepare
     from vimpac_ext.engine.visualize import visualize
 
     start_logging()
-    loaded: Any = prepare(files[0], overrides, arguments.plugin) if files else None
+    loaded: Any = last_stage(prepare(files[0], overrides, arguments.plugin)) if files else None
     picture, videos, seed = arguments.output, arguments.video, arguments.seed
     draw = {
         "reconstruction": lambda: visualize(loaded, picture, videos, seed),

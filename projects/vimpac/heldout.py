@@ -35,10 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported late, so that --help answers at once.
     from paper_tables.heldout import evaluate_heldout
 
+    from vimpac_ext.config import last_stage
     from vimpac_ext.engine import prepare
 
     start_logging()
-    result = evaluate_heldout(prepare(files[0], overrides, arguments.plugin))
+    result = evaluate_heldout(last_stage(prepare(files[0], overrides, arguments.plugin)))
     print(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
     return 0
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from vimpac_ext import compat
+from vimpac_ext.backbones.layer_numbers import layer_number
 from vimpac_ext.backbones.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelBackbone
 from vimpac_ext.registries import BACKBONES
 
@@ -17,6 +18,7 @@ MODEL_TYPES = {
     "videomae": ("num_frames", "image_size"),
     "vjepa2": ("frames_per_clip", "crop_size"),
 }
+_LAYERS = ("model.encoder.layer.", "model.layers.", "model.layer.")
 _HAS_CLS = ("timesformer", "vivit")  # the others average over all tokens
 
 
@@ -90,7 +92,12 @@ class HuggingFaceBackbone(PixelBackbone):
         self.patch = tuple(tubelet)  # frames, height and width of a token
         self._require_whole_patches()
         self.embed_dim = config.hidden_size
+        self.num_layers = config.num_hidden_layers
         self.require_fit("Set DATA.NUM_FRAMES and the crop sizes to what the model takes")
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1 (see `layer_number`)."""
+        return layer_number(name, ("model.embeddings.",), _LAYERS, self.num_layers)
 
     def forward(self, clip: Tensor) -> dict[str, Tensor]:
         """Encodes clips.

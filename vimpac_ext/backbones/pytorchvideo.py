@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vimpac_ext import compat
+from vimpac_ext.backbones.layer_numbers import layer_number
 from vimpac_ext.backbones.pixels import (
     KINETICS_MEAN,
     KINETICS_STD,
@@ -36,6 +37,7 @@ MODELS = {
     "mvit_base_16x4": "vision_transformers",
     "mvit_base_32x3": "vision_transformers",
 }
+_EMBEDDING = ("model.patch_embed.", "model.cls_positional_encoding.", "model.norm_patch_embed.")
 FAST_PER_SLOW_FRAMES = 4  # alpha of the SlowFast models
 
 
@@ -85,6 +87,7 @@ class PytorchVideoBackbone(PixelBackbone):
             arguments |= {"spatial_size": tuple(sides), "temporal_size": frames}
         self.model = getattr(hub, model)(pretrained=False, **arguments)
         self.name = model
+        self.num_layers = len(self.model.blocks) if model.startswith("mvit") else None
         if pretrained and not weights:
             weights = hub.checkpoint_paths[model]
         if weights:
@@ -101,6 +104,12 @@ class PytorchVideoBackbone(PixelBackbone):
             "Set DATA.NUM_FRAMES and the crop sizes as the model's paper does, or "
             "BACKBONE.global_pool True for smaller clips"
         )
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1; only MViT has numbers."""
+        if self.num_layers is None:
+            raise ValueError(f"the layers of {self.name} are not numbered, only those of MViT")
+        return layer_number(name, _EMBEDDING, ("model.blocks.",), self.num_layers)
 
     def forward(self, clip: Tensor) -> dict[str, Tensor]:
         """Encodes clips.

@@ -49,6 +49,9 @@ DEFAULTS: dict[str, Any] = {
         "FLIP": True,  # False where left and right are classes (Something-Something)
         "RAND_AUGMENT_OPERATIONS": 0,  # for each clip; 0 = none
         "RAND_AUGMENT_MAGNITUDE": 9,  # 0 to 30
+        # Clips of each video in a batch, each with its own start and view (also without ENABLE). As
+        # in PySlowFast batches and epochs count videos: a step sees NUM_SAMPLE times as many clips.
+        "NUM_SAMPLE": 1,
     },
     # --- token extraction -------------------------------------------------------------------
     "EXTRACT": {
@@ -59,6 +62,9 @@ DEFAULTS: dict[str, Any] = {
     # --- training ---------------------------------------------------------------------------
     "TRAIN": {
         "ENABLE": True,
+        # Trainings one after the other, as a list of mappings with the keys that differ in each; a
+        # stage goes on with the weights and moments of the one before. See docs/training.md.
+        "STAGES": [],
         "DATASET": {"NAME": "", "split": "train"},
         "TOKEN_STORE": "",  # of tools/extract_tokens.py, or the authors' folders (pattern, list)
         "TOKEN_SPLIT_FILE": "",  # without a DATASET: list of the store's videos to use; "" = all
@@ -134,6 +140,9 @@ DEFAULTS: dict[str, Any] = {
         "DAMPENING": 0.0,  # of sgd
         "NESTEROV": True,  # of sgd
         "WEIGHT_DECAY": 0.01,
+        # Pattern of parameter names -> factor of their rate, e.g. {"heads.*": 10.0}; null removes.
+        "LR_SCALES": {},
+        "LAYER_DECAY": 1.0,  # a layer's rate is that of the next one times this; 1 = off
         "NO_DECAY": "vectors",  # not decayed: vectors (biases, gains of norms, [CLS]), original
         "CLIP_GRAD_L2NORM": 1.0,  # 0 = off
     },
@@ -149,6 +158,9 @@ DEFAULTS: dict[str, Any] = {
 
 # Mappings from a free name to a component section.
 COMPONENT_MAPPINGS = ("HEADS", "LOSSES")
+
+# Mappings from a free name to a number.
+NUMBER_MAPPINGS = ("SOLVER.LR_SCALES",)
 
 # Which registry a component section's NAME is looked up in.
 SECTION_REGISTRIES = {

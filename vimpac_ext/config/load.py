@@ -1,6 +1,5 @@
 """Reads a configuration: defaults <- YAML file (with ``_BASE_``) <- command-line overrides."""
 
-import copy
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +10,11 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
-from vimpac_ext.config.defaults import COMPONENT_MAPPINGS, DEFAULTS
+from vimpac_ext.config.defaults import COMPONENT_MAPPINGS, DEFAULTS, NUMBER_MAPPINGS
+from vimpac_ext.config.trees import Tree, all_keys, flat, nested, plain, replace_common, update
 
 COMMAND_LINE = "the command line"
-Tree = dict[str, Any]
+STAGES = "TRAIN.STAGES"
 
 # PyYAML reads 1e-4 as a string: YAML 1.1 wants 1.0e-4.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -59,13 +59,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
         ConfigError: for an unreadable file, an unknown key (names the nearest one) or a value of
             another type than the default's.
     """
-    merger = _Merger()
+    merger = _Merger(DEFAULTS, {})
     for source, tree in _with_bases(Path(path), ()):
         merger.merge(tree, source)
-    merger.merge(_parse_overrides(overrides), COMMAND_LINE)
-    cfg = CfgNode(merger.tree)
-    cfg.freeze()
-    return LoadedConfig(Path(path), cfg, merger.sources)
+    given = _parse_overrides(overrides)
+    merger.merge(given, COMMAND_LINE)
+    for stage in merger.tree["TRAIN"]["STAGES"]:
+        replace_common(stage, given)
+    return merger.result(Path(path))
+
+
+def overlaid(loaded: LoadedConfig, tree: Tree, source: str) -> LoadedConfig:
+    """A configuration with further keys merged into it.
+
+    Args:
+        loaded: is not changed.
+        tree: keys, nested.
+        source: where they were set, for error messages.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    merger = _Merger(loaded.cfg, loaded.sources)
+    merger.merge(tree, source)
+    return merger.result(loaded.path)
 
 
 def _with_bases(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[str, Tree]]:
@@ -113,28 +130,26 @@ def _parse_overrides(overrides: Sequence[str]) -> Tree:
         raise ConfigError(
             f"overrides are KEY VALUE pairs; found {len(overrides)} words: {' '.join(overrides)}"
         )
-    tree: Tree = {}
+    values: Tree = {}
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         try:
-            value = yaml.safe_load(text) if text else ""  # an empty word is no null
+            values[key] = yaml.safe_load(text) if text else ""  # an empty word is no null
         except yaml.YAMLError:
-            value = text
-        *parents, leaf = key.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"{key}: {parent} is given both a value and keys below it")
-        node[leaf] = value
-    return tree
+            values[key] = text
+    return _nested(values)
 
 
 class _Merger:
     """The tree merged so far, with the source of every key."""
 
-    def __init__(self) -> None:
-        self.tree: Tree = copy.deepcopy(DEFAULTS)
-        self.sources: dict[str, str] = {}
+    def __init__(self, tree: Mapping[str, Any], sources: Mapping[str, str]) -> None:
+        self.tree: Tree = plain(tree)
+        self.sources = dict(sources)
+
+    def result(self, path: Path) -> LoadedConfig:
+        cfg = CfgNode(self.tree)
+        cfg.freeze()
+        return LoadedConfig(path, cfg, self.sources)
 
     def merge(self, new: Mapping[str, Any], source: str) -> None:
         self._merge_section(self.tree, new, "", source)
@@ -146,6 +161,11 @@ class _Merger:
                 raise _unknown_key(path, source)
             if path in COMPONENT_MAPPINGS:
                 self._merge_mapping(old[key], value, path, source)
+            elif path in NUMBER_MAPPINGS:
+                self._merge_numbers(old[key], value, path, source)
+            elif path == STAGES:
+                old[key] = _stages(old[key], value, source)
+                self.sources[path] = source
             elif isinstance(old[key], dict) and "NAME" in old[key]:
                 old[key] = self._merge_component(old[key], value, path, source)
             elif isinstance(old[key], dict):
@@ -167,6 +187,15 @@ class _Merger:
             if not old[name]["NAME"]:
                 raise ConfigError(f"{path}.{name} in {source} has no NAME")
 
+    def _merge_numbers(self, old: Tree, new: Any, path: str, source: str) -> None:
+        _require_mapping(new, path, source)
+        for name, value in flat(new):  # names may have dots
+            if value is None:
+                old.pop(name, None)
+            else:
+                old[name] = _converted(f"{path}.{name}", 1.0, value, source)
+            self.sources[path] = source
+
     def _merge_component(self, old: Tree, new: Any, path: str, source: str) -> Tree:
         if isinstance(new, str):  # "MASKER: BlockMasker" for one without arguments
             new = {"NAME": new}
@@ -187,6 +216,30 @@ class _Merger:
     def _forget(self, path: str) -> None:
         for key in [key for key in self.sources if key.startswith(f"{path}.")]:
             del self.sources[key]
+
+
+def _nested(values: Mapping[str, Any]) -> Tree:
+    try:
+        return nested(values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _stages(old: list[Tree], new: Any, source: str) -> list[Tree]:
+    """A new list of stages, or changes of some of the old ones, given as {position: changes}."""
+    if isinstance(new, list):
+        for position, stage in enumerate(new):
+            _require_mapping(stage, f"{STAGES}[{position}]", source)
+        return [_nested(stage) for stage in new]
+    _require_mapping(new, STAGES, source)
+    stages = [plain(stage) for stage in old]
+    for position, changes in new.items():
+        if not str(position).isdecimal() or int(position) >= len(stages):
+            valid = ", ".join(map(str, range(len(stages)))) or "there are none"
+            raise ConfigError(f"{STAGES} in {source} has no stage {position!r}: {valid}")
+        _require_mapping(changes, f"{STAGES}[{position}]", source)
+        update(stages[int(position)], _nested(changes))
+    return stages
 
 
 def _require_mapping(value: Any, path: str, source: str) -> None:
@@ -224,17 +277,13 @@ def _converted(path: str, default: Any, value: Any, source: str) -> Any:
 
 
 def _unknown_key(path: str, source: str) -> ConfigError:
-    known = list(_all_keys(DEFAULTS, ""))
+    known = list(all_keys(DEFAULTS))
     nearest = difflib.get_close_matches(path, known, n=1, cutoff=0.6)
     if not nearest:  # the right key in the wrong section
         leaf = path.rsplit(".", 1)[-1]
         nearest = [key for key in known if key.rsplit(".", 1)[-1] == leaf][:1]
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "; see vimpac_ext/config/defaults.py"
-    return ConfigError(f"unknown key {path!r} in {source}{hint}")
-
-
-def _all_keys(tree: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _all_keys(value, f"{prefix}{key}.")
+    section = path.rpartition(".")[0]
+    valid = [key for key in known if key.rpartition(".")[0] == section]
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    listed = f" {section or 'the top'} has {', '.join(key.split('.')[-1] for key in valid)}"
+    return ConfigError(f"unknown key {path!r} in {source}{hint}{listed if valid else ''}")

@@ -36,6 +36,8 @@ _POSITIVE = (
     "EXTRACT.BATCH_SIZE",
     "SOLVER.MAX_EPOCH",
     "SOLVER.BASE_LR",
+    "SOLVER.LAYER_DECAY",
+    "AUG.NUM_SAMPLE",
     "LOG_PERIOD",
     "NUM_CPU_PROCESSES",
     "DIST_TIMEOUT",
@@ -81,6 +83,9 @@ def validate(loaded: LoadedConfig) -> None:
     for key in _NOT_NEGATIVE:
         _require(loaded, key, _value(loaded, key) >= 0, "zero or more")
     _require(loaded, "SOLVER.WARMUP_RATIO", loaded.cfg.SOLVER.WARMUP_RATIO < 1, "below 1")
+    _require(loaded, "SOLVER.LAYER_DECAY", loaded.cfg.SOLVER.LAYER_DECAY <= 1, "at most 1 (off)")
+    scales = loaded.cfg.SOLVER.LR_SCALES
+    _require(loaded, "SOLVER.LR_SCALES", all(s > 0 for s in scales.values()), "positive factors")
     _require(loaded, "TRAIN.EMA_DECAY", loaded.cfg.TRAIN.EMA_DECAY < 1, "below 1")
     betas = loaded.cfg.SOLVER.BETAS
     in_range = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)

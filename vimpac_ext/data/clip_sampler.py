@@ -33,9 +33,10 @@ def item_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
 class ClipSampler:
     """Chooses the spatial view and the frames of every clip of an item.
 
-    Modes: "random", one clip from a random start; "pair", two clips of the same random view
-    (Section 3.3); "uniform", for testing, ``num_temporal_views`` clips spread over the video in
-    each of the spatial views, all of view 0 first, then view 1, ...
+    Modes: "random", one clip from a random start (or several, each of its own start and view);
+    "pair", two clips of the same random view (Section 3.3); "uniform", for testing,
+    ``num_temporal_views`` clips spread over the video in each of the spatial views, all of view 0
+    first, then view 1, ...
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class ClipSampler:
         start_rule: str = "linspace",
         max_distance_frames: int | None = None,
         single_frame: bool = False,
+        num_random_clips: int = 1,
     ) -> None:
         """Check the options.
 
@@ -61,12 +63,18 @@ class ClipSampler:
             max_distance_frames: largest distance of the two starts, None = no limit ("pair").
             single_frame: repeat one frame of the clip instead (a control experiment): a random
                 one, or the middle one in "uniform".
+            num_random_clips: clips per item ("random").
 
         Raises:
             ValueError: an option is out of its range.
         """
         if mode not in MODES:
             raise ValueError(f"clip mode {mode!r} is unknown; choose from {', '.join(MODES)}")
+        if num_random_clips > 1 and mode != "random":
+            raise ValueError(
+                f"AUG.NUM_SAMPLE is {num_random_clips}, but this task takes no random clips (its "
+                f"mode is {mode!r}); set it to 1"
+            )
         if start_rule not in START_RULES:
             rules = ", ".join(START_RULES)
             raise ValueError(f"start rule {start_rule!r} is unknown; choose from {rules}")
@@ -75,6 +83,7 @@ class ClipSampler:
             "num_frames": num_frames,
             "sampling_rate": sampling_rate,
             "num_temporal_views": num_temporal_views,
+            "num_random_clips": num_random_clips,
         }
         for name, value in counts.items():
             if value < 1:
@@ -87,13 +96,14 @@ class ClipSampler:
         self.start_rule = start_rule
         self.max_distance_frames = max_distance_frames
         self.single_frame = single_frame
+        self.num_random_clips = num_random_clips
 
     @property
     def num_clips(self) -> int:
         """Clips per item."""
         if self.mode == "uniform":
             return self.num_views * self.num_temporal_views
-        return 2 if self.mode == "pair" else 1
+        return 2 if self.mode == "pair" else self.num_random_clips
 
     def clips(
         self, video_frames: int, generator: np.random.Generator
@@ -114,13 +124,18 @@ class ClipSampler:
                 video_frames, length, stride, self.num_temporal_views, self.start_rule
             )
             choices = [(view, start) for view in range(self.num_views) for start in starts]
+        elif self.mode == "random":
+            choices = [
+                (
+                    int(generator.integers(self.num_views)),
+                    random_start(video_frames, length, stride, generator),
+                )
+                for _ in range(self.num_random_clips)
+            ]
         else:
             view = int(generator.integers(self.num_views))
-            if self.mode == "random":
-                starts = [random_start(video_frames, length, stride, generator)]
-            else:
-                distance = self.max_distance_frames
-                starts = [*pair_starts(video_frames, length, stride, generator, distance)]
+            distance = self.max_distance_frames
+            starts = [*pair_starts(video_frames, length, stride, generator, distance)]
             choices = [(view, start) for start in starts]
         return [
             (view, self._frames(clip_indices(start, video_frames, length, stride), generator))

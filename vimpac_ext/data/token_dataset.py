@@ -36,6 +36,7 @@ class TokenClips(Dataset[ClipSample]):
         start_rule: str = "linspace",
         max_distance_seconds: float | None = None,
         single_frame: bool = False,
+        num_random_clips: int = 1,
         seed: int = 0,
         allow_missing: bool = False,
     ) -> None:
@@ -52,6 +53,7 @@ class TokenClips(Dataset[ClipSample]):
             start_rule: where these start ("uniform").
             max_distance_seconds: largest distance of the two starts, None = no limit ("pair").
             single_frame: repeat one frame of each clip (a control experiment).
+            num_random_clips: clips per item, each of its own start and view ("random").
             seed: of all random choices.
             allow_missing: leave out videos that the store does not have.
 
@@ -71,6 +73,7 @@ class TokenClips(Dataset[ClipSample]):
             start_rule=start_rule,
             max_distance_frames=distance,
             single_frame=single_frame,
+            num_random_clips=num_random_clips,
         )
         self.store = store
         self.records = records

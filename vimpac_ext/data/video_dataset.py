@@ -35,6 +35,7 @@ class FrameClips(Dataset[ClipSample]):
         start_rule: str = "linspace",
         max_distance_seconds: float | None = None,
         single_frame: bool = False,
+        num_random_clips: int = 1,
         padding: str = "last",
         mark_bad: bool = False,
         random_view: RandomView | None = None,
@@ -53,6 +54,7 @@ class FrameClips(Dataset[ClipSample]):
             start_rule: where these start ("uniform").
             max_distance_seconds: largest distance of the two starts, None = no limit ("pair").
             single_frame: repeat one frame of each clip (a control experiment).
+            num_random_clips: clips per item, each of its own start and view ("random").
             padding: what follows the end of a short video: "last", its last frame again, or
                 "nan", frames of NaN, which `OnlineTokenizer` turns into padding tokens.
             mark_bad: give an item for a video that cannot be decoded, too: clips of NaN, and
@@ -80,6 +82,7 @@ class FrameClips(Dataset[ClipSample]):
             start_rule=start_rule,
             max_distance_frames=distance,
             single_frame=single_frame,
+            num_random_clips=num_random_clips,
         )
         self.records = records
         self.views = tuple(views)

@@ -223,6 +223,7 @@ def build_train_clips(
 ) -> FrameClips | TokenClips:
     """Clips for training: tokens from the store, or frames, as the task wants."""
     options = {"mode": task.clip_mode, "max_distance_seconds": cfg.DATA.MAX_PAIR_DISTANCE}
+    options["num_random_clips"] = cfg.AUG.NUM_SAMPLE
     return build_clips(cfg, "TRAIN", task.input_kind, records, options)
 
 

@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import yaml
+from fvcore.common.config import CfgNode
 
 from vimpac_ext.build import build
-from vimpac_ext.config import ConfigError
+from vimpac_ext.config import ConfigError, stages_of
 from vimpac_ext.data.video_check import CheckSummary, check_videos
 from vimpac_ext.engine.assembly import build_dataset
 from vimpac_ext.engine.launch import prepare
@@ -32,9 +34,12 @@ def records_of_configs(
     for file in files:
         loaded = prepare(file, overrides, plugins)
         require_data(loaded)
-        for phase in ("TRAIN", "TEST"):
-            if loaded.cfg[phase].ENABLE and loaded.cfg[phase].DATASET.NAME:
-                records += build_dataset(loaded.cfg, phase).records
+        seen: list[tuple[str, CfgNode]] = []  # stages mostly have the same videos
+        for stage, phase in product(stages_of(loaded), ("TRAIN", "TEST")):
+            used = phase, stage.cfg[phase].DATASET
+            if stage.cfg[phase].ENABLE and used[1].NAME and used not in seen:
+                records += build_dataset(stage.cfg, phase).records
+                seen.append(used)
     if not records:
         raise ConfigError(
             f"{', '.join(map(str, files))}: no TRAIN.DATASET or TEST.DATASET to check"

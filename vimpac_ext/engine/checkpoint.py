@@ -22,6 +22,7 @@ from vimpac_ext.engine.checkpoint_files import (
     read_checkpoint,
     require_same_facts,
     require_same_model,
+    stage_folders,
     weights_in,
 )
 from vimpac_ext.engine.checkpointer import Checkpointer
@@ -38,6 +39,8 @@ __all__ = [
     "moments_by_name",
     "newest_checkpoint",
     "read_checkpoint",
+    "stage_folders",
+    "take_weights",
 ]
 
 BACKBONE = "backbone."  # prefix of the backbone's keys in a task's state
@@ -108,7 +111,21 @@ def initialise_weights(
     """
     checkpoint = read_checkpoint(path)
     require_same_facts(path, checkpoint["facts"], facts)
-    stored = dict(checkpoint["model_state"]) if raw else weights_in(checkpoint)
+    return take_weights(path, checkpoint["model_state"] if raw else weights_in(checkpoint), task)
+
+
+def take_weights(path: Path, stored: State, task: Any) -> LoadReport:
+    """Takes the weights that fit; see `initialise_weights`.
+
+    Args:
+        path: where they are from, for errors.
+        stored: state dict of another task.
+        task: receives the weights.
+
+    Raises:
+        CheckpointError: if the backbone is another one.
+    """
+    stored = dict(stored)
     own = task.state_dict()
     changed: list[str] = []
     if hasattr(task.backbone, "adapt_state"):
@@ -148,9 +165,17 @@ def initialise_moments(path: Path, task: Any, optimizer: torch.optim.Optimizer) 
         if any(moment not in entry for entry in stored.values()):
             raise CheckpointError(f"{path} has the state of an optimizer without {moment}{hint}")
         values = {name: entry[moment] for name, entry in stored.items()}
-        adapted, _ = task.backbone.adapt_state(_below(values, BACKBONE))
-        for key, value in adapted.items():
-            stored[BACKBONE + key][moment] = value
+        if hasattr(task.backbone, "adapt_state"):
+            adapted, _ = task.backbone.adapt_state(_below(values, BACKBONE))
+            values.update({BACKBONE + key: value for key, value in adapted.items()})
+        for name, parameter in task.named_parameters():
+            if name in values and values[name].shape != parameter.shape:
+                raise CheckpointError(
+                    f"{path} has {moment} of shape {tuple(values[name].shape)} for {name}, needed "
+                    f"{tuple(parameter.shape)}{hint}"
+                )
+            if name in values:
+                stored[name][moment] = values[name]
     state = {number: stored[name] for number, name in enumerate(names) if name in stored}
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -39,8 +39,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next(iter(checkpoints_in(folder)), None)
 
 
+def stage_folders(path: Path) -> list[Path]:
+    """The folders of the stages that a run with TRAIN.STAGES has begun, in their order."""
+    folders = [f for f in path.glob("stage_*") if f.name.removeprefix("stage_").isdecimal()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("stage_")))
+
+
 def find_checkpoint(path: Path) -> Path:
     """The file that a user means: a checkpoint, or the newest one of a run's folder.
+
+    Of a run with TRAIN.STAGES it is that of the last stage that has one.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -48,6 +56,8 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_file():
         return path
     newest = newest_checkpoint(path / "checkpoints") or newest_checkpoint(path)
+    for folder in stage_folders(path) if newest is None else ():
+        newest = newest_checkpoint(folder / "checkpoints") or newest
     if newest is None:
         raise FileNotFoundError(f"no checkpoint: {path} is neither a file nor a folder with one")
     return newest

@@ -128,7 +128,7 @@ class Checkpointer:
         require_same_facts(path, {**checkpoint["facts"], **checkpoint["order"]}, self._all, hint)
         require_same_model(path, model.state_dict(), checkpoint["model_state"], hint)
         model.load_state_dict(checkpoint["model_state"])
-        optimizer.load_state_dict(checkpoint["optimizer_state"])
+        _restore_optimizer(path, checkpoint, model, optimizer, hint)
         _logger.info(
             "resumed from %s (%d epochs, %d updates done)",
             path,
@@ -171,6 +171,31 @@ class Checkpointer:
                 "TRAIN.AUTO_RESUME False to start again"
             )
         return None
+
+
+def _restore_optimizer(
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    hint: str,
+) -> None:
+    """Restores the state of each parameter; the options are those of the optimizer as built."""
+    stored = checkpoint["optimizer_state"]
+    sizes = [
+        [len(group["params"]) for group in groups]
+        for groups in (stored["param_groups"], optimizer.param_groups)
+    ]
+    names = names_in_order(model, optimizer)
+    if sizes[0] != sizes[1] or checkpoint["optimizer_names"] != names:
+        raise CheckpointError(
+            f"{path} has other groups of parameters than SOLVER.NO_DECAY, LR_SCALES and "
+            f"LAYER_DECAY make now{hint}"
+        )
+    own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(stored)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
 
 
 def _reason(error: BaseException) -> str:

@@ -13,8 +13,9 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+from fvcore.common.config import CfgNode
 
-from vimpac_ext.config import ConfigError, LoadedConfig
+from vimpac_ext.config import ConfigError, LoadedConfig, stages_of
 from vimpac_ext.engine.assembly import build_dataset, build_tokenizer, views_of
 from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.requirements import require_data
@@ -112,6 +113,8 @@ def extract_stores(
 ) -> dict[str, ExtractionSummary]:
     """Extracts TRAIN.TOKEN_STORE and TEST.TOKEN_STORE, as far as the configuration uses them.
 
+    With TRAIN.STAGES, those of every stage.
+
     What is in a store already is not done again, so a stopped or killed extraction continues.
     Several processes, each with its share, may work on the same stores.
 
@@ -121,7 +124,8 @@ def extract_stores(
 
     Returns:
         Phase ("TRAIN", "TEST") -> what was done; also written to ``extraction.json`` in the store
-        (``extraction_00003.json`` by shard 3 of several).
+        (``extraction_00003.json`` by shard 3 of several). Phases of stages are "stage_0 TRAIN" and
+        so on; a store that several of them use is in it once.
 
     Raises:
         ConfigError: if the configuration names no token store.
@@ -131,18 +135,14 @@ def extract_stores(
         ExtractionStopped: by SIGINT, SIGTERM or SIGUSR1.
     """
     cfg, share = loaded.cfg, share or WorkShare()
-    phases = [
-        phase
-        for phase in ("TRAIN", "TEST")
-        if cfg[phase].ENABLE and cfg[phase].TOKEN_STORE and cfg[phase].DATASET.NAME
-    ]
-    if not phases:
+    jobs = _jobs(loaded)
+    if not jobs:
         raise ConfigError(f"{loaded.path} names no TRAIN.TOKEN_STORE or TEST.TOKEN_STORE to make")
     require_data(loaded)
     device = _device(loaded, share)
     tokenizer = build_tokenizer(cfg)
     summaries = {}
-    for phase in phases:
+    for name, (cfg, phase) in jobs.items():
         dataset = build_dataset(cfg, phase)
         store, summary = Path(cfg[phase].TOKEN_STORE), ExtractionSummary()
         _logger.info(
@@ -168,8 +168,36 @@ def extract_stores(
             )
         _logger.info("%s: %s", store, describe(summary))
         _write_summary(store, summary)
-        summaries[phase] = summary
+        summaries[name] = summary
     return summaries
+
+
+def _jobs(loaded: LoadedConfig) -> dict[str, tuple[CfgNode, str]]:
+    """The stores to make: name -> configuration and phase.
+
+    Raises:
+        ConfigError: if stages want different tokens of one store.
+    """
+    jobs: dict[str, tuple[CfgNode, str]] = {}
+    tokens: dict[str, tuple[object, ...]] = {}
+    for index, stage in enumerate(stages_of(loaded)):
+        cfg = stage.cfg
+        for phase in ("TRAIN", "TEST"):
+            store = cfg[phase].TOKEN_STORE
+            if not (cfg[phase].ENABLE and store and cfg[phase].DATASET.NAME):
+                continue
+            name = f"stage_{index} {phase}" if loaded.cfg.TRAIN.STAGES else phase
+            wanted = (views_of(cfg, phase), cfg.DATA.TARGET_FPS, dict(cfg[phase].DATASET))
+            if loaded.cfg.TRAIN.STAGES and store in tokens:
+                if tokens[store] != wanted:
+                    raise ConfigError(
+                        f"{loaded.path}: {name} wants other videos, views or frames per second of "
+                        f"the store {store!r} than a stage before; give each its own TOKEN_STORE"
+                    )
+                continue
+            tokens[store] = wanted
+            jobs[name] = cfg, phase
+    return jobs
 
 
 def _device(loaded: LoadedConfig, share: WorkShare) -> torch.device:

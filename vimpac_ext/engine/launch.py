@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
 
-from vimpac_ext.config import LoadedConfig, load_config, validate
+from vimpac_ext.config import LoadedConfig, last_stage, load_config, stages_of, validate
 from vimpac_ext.engine.assembly import build_task, check_components
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
 from vimpac_ext.engine.devices import device_of
@@ -18,9 +17,8 @@ from vimpac_ext.engine.events import open_events
 from vimpac_ext.engine.features import AS_BUILT
 from vimpac_ext.engine.knn_monitor import evaluate_knn
 from vimpac_ext.engine.requirements import require_inputs
-from vimpac_ext.engine.rng import seed_rng
+from vimpac_ext.engine.stages import begin, train_stages
 from vimpac_ext.engine.tester import Tester
-from vimpac_ext.engine.training import train
 from vimpac_ext.plugins import import_builtin_components, import_plugins
 
 _logger = logging.getLogger(__name__)
@@ -48,10 +46,13 @@ def prepare(
     cfg.PLUGINS = list(dict.fromkeys([*cfg.PLUGINS, *plugins]))
     cfg.freeze()
     loaded = replace(loaded, cfg=cfg)
-    validate(loaded)
+    stages = stages_of(loaded)
+    for stage in stages:
+        validate(stage)
     import_builtin_components()
     import_plugins(cfg.PLUGINS)
-    check_components(loaded)
+    for stage in stages:
+        check_components(stage)
     return loaded
 
 
@@ -71,19 +72,16 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     Raises:
         MissingInputError: listing everything that the run needs and does not find.
     """
-    cfg = loaded.cfg
+    cfg = last_stage(loaded).cfg
     device = device_of(cfg, local_rank)
     require_inputs(loaded)
     folder = Path(cfg.OUTPUT_DIR)
-    seed_rng(cfg.RNG_SEED)  # the same in all processes, so that they build the same model
-    torch.set_float32_matmul_precision("high" if cfg.TRAIN.TF32 else "highest")
     update = 0
-    can_test = cfg.TEST.ENABLE and (cfg.TEST.DATASET.NAME or cfg.TEST.TOKEN_STORE)
-    tester = Tester(cfg, device) if can_test else None
     if cfg.TRAIN.ENABLE:
-        task, update = train(cfg, device, folder, tester)
-    elif tester is not None:
-        task = build_task(cfg).to(device)
+        task, update, tester = train_stages(loaded, device)
+    else:
+        tester = begin(cfg, device)
+        task = build_task(cfg).to(device) if tester is not None else None
     result = {} if tester is None else _test(cfg, task, tester, update, folder)
     if cfg.KNN.ENABLE and not cfg.TRAIN.ENABLE and is_main():
         result = {**result, "knn": evaluate_knn(cfg, device, folder / "knn")}

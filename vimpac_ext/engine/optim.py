@@ -1,6 +1,6 @@
 """Optimizers and their parameter groups."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,12 +9,16 @@ from torch import nn
 
 from vimpac_ext.checkpoints.components import is_undecayed, original_state_names
 from vimpac_ext.engine.original_adamw import OriginalAdamW
+from vimpac_ext.engine.rate_scales import rate_scales
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, no_decay: str = "vectors"
+    model: nn.Module,
+    weight_decay: float,
+    no_decay: str = "vectors",
+    scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Splits parameters into those with and those without weight decay.
+    """Splits parameters into those with and those without weight decay, and by their rates.
 
     Args:
         model: the parameters' owner; for "original" with ``backbone`` and ``heads``.
@@ -23,9 +27,11 @@ def parameter_groups(
             the gains of normalisation layers and [CLS]. "original": what the authors' code leaves
             out, by its name there, that is biases and the gains of the backbone's LayerNorms;
             parameters that their code has not go by "vectors".
+        scales: parameter name -> factor of its learning rate; 1 for those that are not in it.
 
     Returns:
-        Two groups for an optimizer.
+        Groups for an optimizer: first those with weight decay, then those without, each by rising
+        "lr_scale". Those of factor 1 are always there and may be empty.
 
     Raises:
         ValueError: if `no_decay` is neither, or "original" is asked for another backbone.
@@ -35,17 +41,20 @@ def parameter_groups(
     names = original_state_names(model) if no_decay == "original" else {}
     if no_decay == "original" and not any(name.startswith("backbone.") for name in names):
         raise ValueError("SOLVER.NO_DECAY original is for the VimpacTransformer; use vectors")
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    scales = scales or {}
+    decayed: dict[float, list[nn.Parameter]] = {1.0: []}
+    undecayed: dict[float, list[nn.Parameter]] = {1.0: []}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_vector = parameter.ndim <= 1
         is_out = is_undecayed(names[name][0]) if name in names else is_vector
-        (undecayed if is_out else decayed).append(parameter)
+        groups = undecayed if is_out else decayed
+        groups.setdefault(scales.get(name, 1.0), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": undecayed, "weight_decay": 0.0},
+        {"params": groups[scale], "weight_decay": decay, "lr_scale": scale}
+        for groups, decay in ((decayed, weight_decay), (undecayed, 0.0))
+        for scale in sorted(groups)
     ]
 
 
@@ -54,12 +63,14 @@ def build_optimizer(model: nn.Module, solver: CfgNode) -> torch.optim.Optimizer:
 
     Args:
         model: whose parameters are optimized.
-        solver: OPTIMIZING_METHOD, NO_DECAY and the numbers of the method.
+        solver: OPTIMIZING_METHOD, NO_DECAY, LAYER_DECAY, LR_SCALES and the numbers of the method.
 
     Raises:
+        ConfigError: if the rates of SOLVER.LAYER_DECAY or LR_SCALES do not fit the model.
         ValueError: if the method is unknown.
     """
-    groups = parameter_groups(model, solver.WEIGHT_DECAY, solver.NO_DECAY)
+    scales = rate_scales(model, solver.LAYER_DECAY, solver.LR_SCALES)
+    groups = parameter_groups(model, solver.WEIGHT_DECAY, solver.NO_DECAY, scales)
     adam = {"lr": solver.BASE_LR, "betas": tuple(solver.BETAS), "eps": solver.EPS}
     methods: dict[str, Callable[[], torch.optim.Optimizer]] = {
         # The fused kernel: CPU and CUDA have one.

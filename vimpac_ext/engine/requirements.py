@@ -1,13 +1,14 @@
 """Looks for all that a run needs before it starts; says in one message what is missing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
-from vimpac_ext.config import ConfigError, LoadedConfig, load_config
+from vimpac_ext.config import ConfigError, LoadedConfig, last_stage, load_config, stages_of
 from vimpac_ext.data import has_tokens
 from vimpac_ext.engine.checkpoint import find_checkpoint
+from vimpac_ext.engine.stages import unfinished_stages
 
 
 class MissingInputError(FileNotFoundError):
@@ -15,22 +16,19 @@ class MissingInputError(FileNotFoundError):
 
 
 def require_inputs(loaded: LoadedConfig) -> None:
-    """Checks data sets, token stores and checkpoints of the enabled phases.
+    """Checks data sets, token stores and checkpoints of the enabled phases, of every stage.
 
     Raises:
         MissingInputError: listing all that is missing, where it was looked for and what makes it.
     """
-    sections = _sections(loaded)
-    if loaded.cfg.KNN.ENABLE:
-        sections |= {f"KNN.{part}": loaded.cfg.KNN[part] for part in ("TRAIN", "TEST")}
-    _report(
-        loaded,
-        [
-            *_missing_data(loaded, sections),
-            *_missing_stores(loaded, sections),
-            *_missing_checkpoints(loaded),
-        ],
-    )
+    stages = unfinished_stages(loaded) if loaded.cfg.TRAIN.ENABLE else [last_stage(loaded)]
+    missing = []
+    for stage in stages:
+        sections = _sections(stage)
+        if stage.cfg.KNN.ENABLE:
+            sections |= {f"KNN.{part}": stage.cfg.KNN[part] for part in ("TRAIN", "TEST")}
+        missing += [*_missing_data(stage, sections), *_missing_stores(stage, sections)]
+    _report(loaded, [*missing, *_missing_checkpoints(loaded)])
 
 
 def require_data(loaded: LoadedConfig) -> None:
@@ -39,12 +37,15 @@ def require_data(loaded: LoadedConfig) -> None:
     Raises:
         MissingInputError: as `require_inputs`.
     """
-    _report(loaded, list(_missing_data(loaded, _sections(loaded))))
+    missing = [
+        text for stage in stages_of(loaded) for text in _missing_data(stage, _sections(stage))
+    ]
+    _report(loaded, missing)
 
 
-def _report(loaded: LoadedConfig, missing: list[str]) -> None:
+def _report(loaded: LoadedConfig, missing: Sequence[str]) -> None:
     if missing:
-        listed = "\n".join(f"  - {text}" for text in missing)
+        listed = "\n".join(f"  - {text}" for text in dict.fromkeys(missing))
         raise MissingInputError(f"{loaded.path} cannot run yet:\n{listed}")
 
 

@@ -73,11 +73,11 @@ def train(
     """
     task = _build(cfg, device)
     monitor = KnnMonitor(cfg, device, task) if cfg.KNN.ENABLE else None
-    clips = _build_clips(cfg, task)
+    clips = training_clips(cfg, task)
     optimizer = build_optimizer(task, cfg.SOLVER)
     checkpointer = _checkpointer(cfg, folder, clips)
     checkpoint = _start(cfg, task, optimizer, checkpointer)
-    sampler = _sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
+    sampler = update_sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
     loading = cfg.DATA_LOADER
     loader = train_loader(clips, sampler, loading.NUM_WORKERS, loading.PIN_MEMORY)
     if is_main():
@@ -139,7 +139,12 @@ def _build(cfg: CfgNode, device: torch.device) -> Any:
     return task
 
 
-def _build_clips(cfg: CfgNode, task: Any) -> Any:
+def training_clips(cfg: CfgNode, task: Any) -> Any:
+    """The data set of clips that TRAIN describes, as the task wants them.
+
+    Raises:
+        ValueError: if it, its labels or its token store are not what the configuration says.
+    """
     dataset = build_dataset(cfg, "TRAIN")
     if cfg.MODEL.NUM_CLASSES:
         require_labels(dataset.records, dataset.class_names, cfg.MODEL.NUM_CLASSES)
@@ -193,7 +198,8 @@ def _part_ways(seed: int) -> None:
         seed_rng(seed * 1_000_003 + rank())
 
 
-def _sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSampler:
+def update_sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSampler:
+    """The order of the videos in this process, from an update on."""
     return UpdateSampler(
         num_items,
         cfg.TRAIN.BATCH_SIZE,

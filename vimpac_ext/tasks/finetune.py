@@ -15,7 +15,7 @@ from vimpac_ext.tasks.online import OnlineTokenizer
 
 @TASKS.register()
 class FinetuneTask(nn.Module):
-    """Classifies one random clip of each video in training, any number of views in testing.
+    """Classifies random clips of each video in training, any number of views in testing.
 
     Args:
         backbone: clip -> features.
@@ -79,19 +79,21 @@ class FinetuneTask(nn.Module):
         """Losses of one micro-batch.
 
         Args:
-            batch: "clips" (B, 1, ...) and "label" int64 (B).
+            batch: "clips" (B, C, ...), C clips of each video (AUG.NUM_SAMPLE), and "label" int64
+                (B).
             generator: not used; every task has the same call.
 
         Returns:
             "loss", one "<name>_loss" for each loss, and "top1_accuracy" of the batch.
         """
-        clips, labels = batch["clips"].flatten(0, 1), batch["label"]
+        true_labels = batch["label"].repeat_interleave(batch["clips"].shape[1])
+        clips, labels = batch["clips"].flatten(0, 1), true_labels
         if self.mix is not None:
             clips, labels = self.mix(clips, labels)
         outputs = apply_heads(self.heads, self.encode(clips))
         scalars = weighted_losses(self.losses, outputs, {"labels": labels})
         prediction = outputs["class_logits"].argmax(dim=-1)
-        scalars["top1_accuracy"] = (prediction == batch["label"]).float().mean()
+        scalars["top1_accuracy"] = (prediction == true_labels).float().mean()
         return scalars
 
     def predict(self, clips: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from vimpac_ext.backbones.pixels import PixelBackbone, classifier_of
 from vimpac_ext.backbones.timm.image_model import (
     channel_statistics,
     create_image_model,
+    layer_numbers,
     square_side,
 )
 from vimpac_ext.registries import BACKBONES
@@ -62,12 +63,19 @@ class TimmFrames(PixelBackbone):
         self.embed_dim = linear.in_features
         if (weights or pretrained) and pooling == "mean":
             self.classifier = classifier_of(linear)
+        self._layers = layer_numbers(network)
+        self.num_layers = max(self._layers.values()) - 1 if self._layers else None
         network.reset_classifier(0)
         self.model = network
         self.pool: nn.Module | None = None
         if pooling == "attention":
             self.pool = _LateAttention(self.embed_dim, clip_size[0], num_heads)
         self.require_fit("Set DATA.TRAIN_CROP_SIZE and TEST_CROP_SIZE to the model's size")
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, 0 (stem) to ``num_layers`` + 1 (pooling), as timm numbers them."""
+        assert self.num_layers is not None
+        return self._layers.get(name.removeprefix("model."), self.num_layers + 1)
 
     def forward(self, clip: Tensor) -> dict[str, Tensor]:
         """Encodes clips.

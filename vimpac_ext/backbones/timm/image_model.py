@@ -57,6 +57,20 @@ def _resampled(state: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
     return {**state, "pos_embed": resampled}
 
 
+def layer_numbers(network: Any) -> dict[str, int]:
+    """Layers as timm numbers them: parameter name -> 0 (stem), 1, ... and last the classifier's.
+
+    They differ from those of our own backbones in that a vision transformer's last norm belongs to
+    its last layer. Empty for a network whose layers timm does not number.
+    """
+    if not hasattr(network, "group_matcher"):
+        return {}
+    from timm.models import group_parameters
+
+    matcher = network.group_matcher(coarse=False)
+    return dict(group_parameters(network, matcher, reverse=True))
+
+
 def channel_statistics(
     network: Any, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Sequence[float], Sequence[float]]:

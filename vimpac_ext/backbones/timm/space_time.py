@@ -12,6 +12,7 @@ from vimpac_ext.backbones.pixels import PixelBackbone
 from vimpac_ext.backbones.timm.image_model import (
     channel_statistics,
     create_image_model,
+    layer_numbers,
     square_side,
 )
 from vimpac_ext.registries import BACKBONES
@@ -67,6 +68,7 @@ class TimmSpaceTime(PixelBackbone):
                 f"TimmSpaceTime needs a plain vision transformer such as vit_base_patch16_224; "
                 f"{model!r} is a {type(network).__name__}"
             )
+        self._layers, self.num_layers = layer_numbers(network), len(network.blocks)
         network.reset_classifier(0)
         self.embed_dim = network.embed_dim
         self.model = network
@@ -76,6 +78,14 @@ class TimmSpaceTime(PixelBackbone):
             _TimeAttention(block) for block in (network.blocks if attention == "divided" else ())
         )
         self.require_fit("Set DATA.NUM_FRAMES, TRAIN_CROP_SIZE and TEST_CROP_SIZE")
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, 0 (embedding) to ``num_layers``, as timm numbers them."""
+        if name == "time_position":
+            return 0
+        if name.startswith("time_layers."):  # each goes with the layer that it stands before
+            return int(name.split(".")[1]) + 1
+        return self._layers[name.removeprefix("model.")]
 
     def forward(self, clip: Tensor) -> dict[str, Tensor]:
         """Encodes clips.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vimpac_ext.backbones.layer_numbers import layer_number
 from vimpac_ext.backbones.timm.image_model import create_image_model
 from vimpac_ext.registries import BACKBONES
 from vimpac_ext.structures import SpecialTokens, TokenGrid
@@ -29,6 +30,7 @@ class TimmTokens(nn.Module):
     Attributes:
         input_kind: "tokens".
         embed_dim: D.
+        num_layers: number of layers.
         token_embedding: the embedding table, to which a head may be tied.
 
     Raises:
@@ -58,6 +60,7 @@ class TimmTokens(nn.Module):
         self.grid = TokenGrid(*grid)
         self.special = SpecialTokens(vocab_size)
         self.embed_dim = network.embed_dim
+        self.num_layers = len(network.blocks)
         self.activation_checkpointing = activation_checkpointing
         self.token_embedding = nn.Embedding(self.special.num_embeddings, self.embed_dim)
         self.cls_token = nn.Parameter(network.cls_token.detach().clone())
@@ -65,6 +68,15 @@ class TimmTokens(nn.Module):
         self.norm_pre, self.layers, self.norm = network.norm_pre, network.blocks, network.norm
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position, std=0.02)
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1 (see `layer_number`)."""
+        return layer_number(
+            name,
+            ("token_embedding.", "cls_token", "position", "norm_pre."),
+            ("layers.",),
+            self.num_layers,
+        )
 
     def forward(self, clip: Tensor) -> dict[str, Tensor]:
         """Encodes token clips.

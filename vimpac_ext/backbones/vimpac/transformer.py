@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vimpac_ext.backbones.layer_numbers import layer_number
 from vimpac_ext.backbones.vimpac.axis_attention import key_biases, parse_layout
 from vimpac_ext.backbones.vimpac.dropout import Dropout
 from vimpac_ext.backbones.vimpac.embedding import PositionEmbedding
@@ -16,6 +17,7 @@ from vimpac_ext.structures import SpecialTokens, TokenGrid
 
 INIT_STD = 0.02
 HEAD_SIZE = 64  # of the paper's models
+_EMBEDDING = ("token_embedding.", "cls_token", "position.", "input_norm.")
 
 
 def _require_positive(**sizes: int) -> None:
@@ -57,6 +59,7 @@ class VimpacTransformer(nn.Module):
         input_kind: "tokens".
         embed_dim: D.
         grid: the token grid it was built for.
+        num_layers: number of layers.
         token_embedding: the embedding table, to which a head may be tied.
 
     Raises:
@@ -100,6 +103,7 @@ class VimpacTransformer(nn.Module):
         self.grid = TokenGrid(*grid)
         self.special = SpecialTokens(vocab_size)
         self.embed_dim = embed_dim
+        self.num_layers = num_layers
         self.norm_style = norm
         self.activation_checkpointing = activation_checkpointing
         blocks = parse_layout(layout)
@@ -173,6 +177,10 @@ class VimpacTransformer(nn.Module):
         if self.norm_style != "post":
             cls, tokens = self.output_norm(cls), self.output_norm(tokens)
         return {"cls": cls, "features": tokens}
+
+    def layer_of(self, name: str) -> int:
+        """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1 (see `layer_number`)."""
+        return layer_number(name, _EMBEDDING, ("layers.",), self.num_layers)
 
     def adapt_state(self, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Fits the weights of a model for another token grid to this one's grid.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vimpac_ext.engine.checkpoint_files import stage_folders
 from vimpac_ext.evaluation.confusion_plot import save_confusion_plot
 from vimpac_ext.visualization import (
     RunFileError,
@@ -40,6 +41,8 @@ def draw_run_curves(
         ValueError: if there is no such scalar, or a folder is given twice.
     """
     require_suffix(picture, [".png"])
+    # Of a run with TRAIN.STAGES the curves are those of its stages.
+    folders = [one for folder in folders for one in stage_folders(folder) or [folder]]
     labels = run_labels(folders)
     runs = {label: read_metrics(f).series for label, f in zip(labels, folders, strict=True)}
     save_plot(picture, draw_curves(runs, scalars))

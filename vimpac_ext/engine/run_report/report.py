@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vimpac_ext.config import load_config
-from vimpac_ext.engine.run_report.run_folder import RunFolder, flat, read_runs
+from vimpac_ext.engine.run_report.run_folder import RunFolder, flat, read_runs, with_stages
 from vimpac_ext.engine.run_report.sections import curves_picture, run_sections
 from vimpac_ext.files import atomic_write
 from vimpac_ext.visualization import html
@@ -25,7 +25,8 @@ def write_run_report(
     """Writes an HTML file that needs no other file, no server and no network.
 
     Args:
-        folders: OUTPUT_DIRs, at least one.
+        folders: OUTPUT_DIRs, at least one; one of a run with TRAIN.STAGES is followed by those of
+            its stages.
         output: file, replaced.
         base: configuration file to compare the runs' with.
 
@@ -38,6 +39,7 @@ def write_run_report(
         ConfigError: if ``base`` is not a configuration.
         ValueError: if a folder is given twice, or there is none.
     """
+    folders = with_stages(folders)
     if not folders:
         raise ValueError("give the OUTPUT_DIR of at least one run")
     base_keys = flat(load_config(base).cfg) if base is not None else None

@@ -1,7 +1,7 @@
 """Everything that an OUTPUT_DIR tells about its run, read once."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import yaml
 
 from vimpac_ext.config.defaults import DEFAULTS
 from vimpac_ext.data.bad_videos import BadVideo, read_bad_videos
+from vimpac_ext.engine.checkpoint_files import stage_folders
 from vimpac_ext.visualization import Metrics, RunFileError, read_metrics, read_result, read_table
 from vimpac_ext.visualization.curves import run_labels
 
@@ -56,6 +57,16 @@ class RunFolder:
     checkpoints: list[Path]
     pictures: list[Path]
     versions: tuple[Path, dict[str, Any]] | None
+
+
+def with_stages(folders: Sequence[Path]) -> list[Path]:
+    """OUTPUT_DIRs, each followed by the folders of its stages that are not given themselves."""
+    given = {folder.absolute() for folder in folders}
+    return [
+        one
+        for folder in folders
+        for one in (folder, *(s for s in stage_folders(folder) if s.absolute() not in given))
+    ]
 
 
 def read_runs(folders: list[Path]) -> list[RunFolder]:
