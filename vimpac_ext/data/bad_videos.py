@@ -1,10 +1,11 @@
 """The list of videos that could not be read: one JSON object a line."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from vimpac_ext.files import atomic_write
 
@@ -34,6 +35,31 @@ def append_bad_video(file: Path, entry: BadVideo) -> None:
         stream.write(json.dumps(entry._asdict()) + "\n")
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def note_bad_video(file: Path, entry: BadVideo) -> bool:
+    """Add a video unless it is listed; several processes may do so at once.
+
+    Returns:
+        Whether it was added.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as stream:
+        fcntl.lockf(stream, fcntl.LOCK_EX)  # ends with the stream
+        if entry.video_id in read_bad_videos(file):
+            return False
+        _end_last_line(stream)
+        append_bad_video(file, entry)
+    return True
+
+
+def _end_last_line(stream: BinaryIO) -> None:
+    """Takes away what a crash left of a line, which would spoil the next one."""
+    stream.seek(0)
+    content = stream.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        stream.truncate(whole)
 
 
 def write_bad_videos(file: Path, entries: Iterable[BadVideo]) -> None:
