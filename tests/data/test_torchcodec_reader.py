@@ -1,4 +1,4 @@
-"""The reader by torchcodec: asks for the right frames (a stand-in), and gives ours (the real one)."""
+"""The torchcodec reader: a stand-in is asked for the right frames, the real one gives ours."""
 
 import importlib
 import sys
@@ -18,7 +18,6 @@ UNSUITABLE = {  # read by PyAV: other demuxers, or packets without right display
     *("transport.ts", "short_sound.ts", "program.mpg", "flash.flv", "raw.h264"),
     *("mpeg4_b_frames.avi", "h264_b_frames.avi"),
     *("opencv_box.mp4", "ucf101_ApplyEyeMakeup_g01_c01.avi"),
-    "k400_flipping_pancake.mkv",  # a packet that shows nothing
 }
 NOT_EXACT = "intra_refresh.mp4"
 

@@ -228,8 +228,8 @@ def _refuse_token_folders(folder: Path) -> None:
     if theirs:
         what = "is" if theirs[0] == folder else "has"
         raise ValueError(
-            f"{folder} {what} a token folder in the authors' format ({theirs[0].name}); nothing was "
-            "written. Give another folder for the token store, "
+            f"{folder} {what} a token folder in the authors' format ({theirs[0].name}); nothing "
+            "was written. Give another folder for the token store, "
             "or turn theirs into one with tools/convert_tokens.py"
         )
 
