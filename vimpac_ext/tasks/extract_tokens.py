@@ -120,8 +120,7 @@ def extract(
         num_workers: videos decoded at the same time.
         on_bad_video: "error" stops at the first video that cannot be decoded, "skip" goes on.
             Either way it is listed in the store's ``bad_videos.jsonl`` and tried again next time.
-        timeout: seconds of decoding after which a video counts as one that cannot be decoded; its
-            thread is left behind if the decoder hangs. 0 = no limit.
+        timeout: seconds of decoding after which a video counts as one of these; 0 = no limit.
         shard_id: which of several processes side by side this is.
         num_shards: how many there are; this one takes every ``num_shards``-th video.
         progress: show a progress bar when on a terminal, and log lines when not.
@@ -194,14 +193,14 @@ class _Extraction:
         try:
             event.check()
         except (VideoDecodeError, OverdueError) as failure:
-            named = isinstance(failure, VideoDecodeError)
-            error = failure if named else decode_error(Path(record.path), str(failure))
+            late = isinstance(failure, OverdueError)
+            error = decode_error(Path(record.path), str(failure)) if late else failure
             self.batcher.discard(event.source)
             self._summary.bad_videos.append(BadVideo(record.video_id, record.path, str(error)))
             self._writer.mark_bad(*self._summary.bad_videos[-1])
             if on_bad_video == "error":
                 self.finish()  # keeps what is whole
-                raise error from None
+                raise error
             logger.warning("skipped video %r: %s", record.video_id, error)
         else:
             self.batcher.end(event.source)
