@@ -102,9 +102,8 @@ def extract(
     """Tokenise videos into a store, which is created or continued.
 
     Every video is decoded once for all views, in background threads, and committed whole; what is
-    in the store already is not touched. Batches hold frames of several videos, but tokens do not
-    depend on that (see `FrameBatcher`), so an interrupted and continued extraction, with whatever
-    number of shards, gives the same tokens as an unbroken one.
+    in the store already is not touched. Tokens do not depend on the videos beside (`FrameBatcher`):
+    an interrupted extraction, with whatever number of shards, gives those of an unbroken one.
 
     Args:
         records: videos with unique ids; the same in every process.
@@ -113,8 +112,7 @@ def extract(
         fps: frames per second to take.
         views: spatial views, of one size.
         annotation_fingerprint: identifies the data set; see `StoreMeta`.
-        batch_size: images (frames times views) given to the tokenizer at once, rounded down to
-            whole frames, which keep their views together.
+        batch_size: images (frames times views) for the tokenizer at once, whole frames only.
         device: of the tokenizer.
         precision: "fp32", or "bf16" for bfloat16 arithmetic in the tokenizer.
         num_workers: videos decoded at the same time.
