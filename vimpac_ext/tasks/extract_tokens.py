@@ -198,7 +198,7 @@ class _Extraction:
             self._writer.mark_bad(*self._summary.bad_videos[-1])
             if on_bad_video == "error":
                 self.finish()  # keeps what is whole
-                raise error
+                raise error from failure.__cause__
             logger.warning("skipped video %r: %s", record.video_id, error)
         else:
             self.batcher.end(event.source)
