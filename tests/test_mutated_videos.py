@@ -1,16 +1,19 @@
 """Damaged videos through check, extraction and test: no crash, no hang, every one counted."""
 
 import collections
+import json
 import time
 
 import numpy as np
 import pytest
+import yaml
 from mutations import SOURCES, mutated_videos
 from torch import nn
 
 from vimpac_ext.data import FrameClips, TokenClips, TokenStore, spatial_views
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.data.video_check import check_videos
+from vimpac_ext.engine import prepare, run
 from vimpac_ext.structures import VideoRecord
 from vimpac_ext.tasks.extract_tokens import extract
 
@@ -71,6 +74,49 @@ def test_damaged_videos_are_read_or_reported(number, seed, tmp_path):
         assert time.monotonic() - begin < SECONDS_A_FILE
     # Damage between the chosen frames does not matter here; nothing good may be refused.
     assert not unreadable & good
+
+    # The test itself, from a configuration.
+    protocol = run(config(tmp_path, records))["protocol"]
+    assert protocol["expected_videos"] == number
+    assert protocol["missing_videos"] == number - protocol["decoded_videos"] == len(unreadable)
+    lines = (tmp_path / "output/test/bad_videos.jsonl").read_text().splitlines()
+    assert {json.loads(line)["path"] for line in lines} == {
+        record.path for record in records if record.video_id in unreadable
+    }
+
+
+def config(folder, records):
+    """A test of an untrained model; videos that are not decoded count as wrong."""
+    lines = [f"{record.path} {index % 2}\n" for index, record in enumerate(records)]
+    (folder / "all.csv").write_text("".join(lines))
+    tree = {
+        "TASK": "FinetuneTask",
+        "BACKBONE": {"NAME": "TimmFrames", "model": "resnet10t"},
+        "HEADS": {"classification": {"NAME": "ClassificationHead"}},
+        "LOSSES": {"classification": {"NAME": "CrossEntropyLoss"}},
+        "MODEL": {"NUM_CLASSES": 2},
+        "DATA": {
+            "PATH_TO_DATA_DIR": str(folder),
+            "NUM_FRAMES": 5,
+            "TARGET_FPS": float(FPS),
+            "TEST_CROP_SIZE": 32,
+            "ON_BAD_VIDEO": "count_wrong",
+        },
+        "DATA_LOADER": {"NUM_WORKERS": 0},
+        "TRAIN": {"ENABLE": False},
+        "TEST": {
+            "DATASET": {"NAME": "PathLabelList", "split": "all"},
+            "CHECKPOINT_FILE_PATH": "none",
+            "NUM_ENSEMBLE_VIEWS": 2,
+            "NUM_SPATIAL_CROPS": 1,
+        },
+        "TENSORBOARD": False,
+        "NUM_GPUS": 0,
+        "OUTPUT_DIR": str(folder / "output"),
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return prepare(path)
 
 
 def test_undamaged_sources_are_all_readable(tmp_path):

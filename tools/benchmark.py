@@ -3,6 +3,7 @@
 
     python tools/benchmark.py data                        # all of the data path
     python tools/benchmark.py data --only loader opening
+    python tools/benchmark.py data --only decoding --videos a.mp4 b.avi
     python tools/benchmark.py data --only extraction --tokenizer dalle --device cuda
 
 What is compared is measured in turns, in one run. Files are written to a temporary folder (set
@@ -48,13 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add_data(subcommands: Any) -> argparse.ArgumentParser:
-    parts = ("loader", "opening", "extraction")
+    parts = ("loader", "opening", "decoding", "extraction")
     parser: argparse.ArgumentParser = subcommands.add_parser(
-        "data", help="token loader, opening of large stores, decoding and extraction"
+        "data",
+        help="token loader, opening of large stores, random clips of video files, extraction",
     )
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="default: all")
     parser.add_argument("--seconds", type=float, default=10.0, help="a number (default: 10)")
     parser.add_argument("--num_videos", type=int, default=1_200_000, help="opening: %(default)s")
+    parser.add_argument("--videos", nargs="+", type=Path, metavar="FILE", help="decoding: yours")
+    parser.add_argument("--clips", type=int, default=20, help="decoding, a video: %(default)s")
     parser.add_argument("--fps", type=float, default=2.0, help="extraction: %(default)s")
     parser.add_argument("--views", default="center", help="extraction: %(default)s")
     parser.add_argument("--tokenizer", choices=("none", "vqvae", "dalle"), default="vqvae")
@@ -65,15 +69,18 @@ def _add_data(subcommands: Any) -> argparse.ArgumentParser:
 
 
 def _data_measurements(arguments: argparse.Namespace) -> list[Callable[[Path], Any]]:
+    from vimpac_ext.benchmarks.decoding import measure_random_clips
     from vimpac_ext.benchmarks.extraction_speed import measure_extraction
     from vimpac_ext.benchmarks.store_opening import measure_store_opening
     from vimpac_ext.benchmarks.token_loader import measure_token_loader
 
     names = ("fps", "views", "tokenizer", "device", "precision", "seconds")
     options = {name: getattr(arguments, name) for name in names}
+    videos = {str(path): path for path in arguments.videos or ()}
     measurements: dict[str, Callable[[Path], Any]] = {
         "loader": lambda folder: measure_token_loader(folder, seconds=arguments.seconds),
         "opening": lambda folder: measure_store_opening(folder, arguments.num_videos),
+        "decoding": lambda folder: measure_random_clips(folder, videos, arguments.clips),
         "extraction": lambda folder: measure_extraction(folder, **options),
     }
     return [measurements[part] for part in arguments.only]

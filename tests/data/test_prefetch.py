@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from vimpac_ext.data.prefetch import Ended, run_ahead
+from vimpac_ext.data.prefetch import Ended, OverdueError, run_ahead
 
 
 def count(first, number):
@@ -118,3 +118,95 @@ def test_busy_time_leaves_out_waiting():
         time.sleep(0.1)
         if isinstance(event, Ended):
             assert 0.05 < event.busy_seconds < 0.2
+
+
+def test_threads_go_on_without_the_main_one():
+    """While it is busy with an item, they come to their next sources by themselves."""
+    started = []
+
+    def source(number):
+        started.append(number)
+        yield number
+
+    with closing(run_ahead([partial(source, number) for number in range(9)], 1, 6)) as events:
+        next(events)
+        time.sleep(0.3)
+        assert len(started) >= 3
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_source_that_hangs_is_given_up_and_the_rest_goes_on(num_threads):
+    freed = threading.Event()
+
+    def hangs():
+        yield "before"
+        freed.wait(30)
+        yield "too late"
+
+    def waits_to_be_taken():  # longer than the limit, but not at work
+        yield from range(6)
+
+    before = threading.active_count()
+    try:
+        items, ends = {}, {}
+        sources = [partial(count, 0, 2), hangs, waits_to_be_taken, partial(count, 7, 1), hangs]
+        for event in run_ahead(sources, num_threads, 1, timeout=0.3):
+            time.sleep(0.1)
+            if isinstance(event, Ended):
+                assert event.source not in ends
+                ends[event.source] = event
+            else:
+                assert event.source not in ends
+                items.setdefault(event.source, []).append(event.item)
+    finally:
+        freed.set()
+    assert items == {0: [0, 1], 1: ["before"], 2: [0, 1, 2, 3, 4, 5], 3: [7], 4: ["before"]}
+    for source in (0, 2, 3):
+        ends[source].check()
+    for source in (1, 4):
+        assert ends[source].busy_seconds == 0.3
+        with pytest.raises(OverdueError, match=r"not done in 0\.3 s"):
+            ends[source].check()
+    deadline = time.monotonic() + 5  # set free, the threads end
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_slow_from_item_to_item_is_overdue_too():
+    def slow():
+        for item in range(100):
+            time.sleep(0.05)
+            yield item
+
+    items, ends = collect(run_ahead([slow], 1, 4, timeout=0.3))
+    assert 2 <= len(items[0]) <= 7
+    with pytest.raises(OverdueError):
+        ends[0].check()
+
+
+def test_closing_does_not_wait_for_a_thread_that_hangs(monkeypatch, caplog):
+    monkeypatch.setattr("vimpac_ext.data.prefetch._PATIENCE", 0.2)
+    freed = threading.Event()
+
+    def hangs():
+        yield 1
+        freed.wait(30)
+
+    try:
+        start = time.monotonic()
+        with closing(run_ahead([hangs], 1, 4)) as events:
+            next(events)
+        assert time.monotonic() - start < 5
+        assert "left behind" in caplog.text
+    finally:
+        freed.set()
+
+
+def test_error_of_the_sources_themselves_is_raised():
+    def sources():
+        yield partial(count, 0, 2)
+        raise KeyError("no more")
+
+    with pytest.raises(KeyError, match="no more"):
+        list(run_ahead(sources(), 2, 2))

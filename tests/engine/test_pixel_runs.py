@@ -178,7 +178,37 @@ def test_a_step_trains_without_the_videos_that_are_none(videos, tmp_path, caplog
         split="with_bad",
         DATA={"ON_BAD_VIDEO": "skip"},
         TEST={"ENABLE": False},
+        SOLVER={"MAX_EPOCH": 4},  # a batch of an epoch's two leaves one of the five videos out
     )
     run(loaded)
-    assert "left out of its batch" in caplog.text
+    assert caplog.text.count("left out of its batch") == 1
     assert list(tmp_path.glob("output/checkpoints/*.pyth"))
+    (line,) = (tmp_path / "output/bad_videos.jsonl").read_text().splitlines()
+    entry = json.loads(line)
+    assert (entry["video_id"], entry["path"]) == ("bad", str(videos / "bad.mp4"))
+    assert entry["reason"].startswith(f"cannot decode {videos / 'bad.mp4'}: ")
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_bad_videos_are_listed_once_by_workers_and_after_a_resume(videos, tmp_path):
+    def train(epochs, **train):
+        loaded = config(
+            videos,
+            tmp_path,
+            FRAMES,
+            split="with_bad",
+            DATA={"ON_BAD_VIDEO": "skip"},
+            DATA_LOADER={"NUM_WORKERS": 2},
+            TRAIN=train,
+            TEST={"ENABLE": False},
+            SOLVER={"MAX_EPOCH": epochs},
+        )
+        run(loaded)
+        return [json.loads(line)["video_id"] for line in file.read_text().splitlines()]
+
+    file = tmp_path / "output/bad_videos.jsonl"
+    assert train(4) == ["bad"]
+    with file.open("a") as stream:
+        stream.write('{"video_id": "other", "path": "x", "reason": "y"}\n')
+    assert sorted(train(8)) == ["bad", "other"]  # resumed
+    assert train(4, AUTO_RESUME=False) == ["bad"]  # begun anew

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -269,6 +270,85 @@ def test_bad_video_stops_with_its_name(records, with_bad, tmp_path):
     assert (summary.num_already_done, summary.num_extracted) == (1, 2)
 
 
+@pytest.fixture
+def hangs(monkeypatch):
+    """A reader that never comes back from class/2; gives how often it tried."""
+    module = importlib.import_module("vimpac_ext.tasks.extract_tokens")
+    freed, tried = threading.Event(), []
+
+    def open_record(record):
+        if record.video_id == "class/2":
+            tried.append(1)
+            freed.wait(60)
+        return open_really(record)
+
+    open_really = module.open_record
+    monkeypatch.setattr(module, "open_record", open_record)
+    yield tried
+    freed.set()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_video_that_hangs_the_decoder_is_listed_and_the_rest_is_done(
+    records, tmp_path, hangs, num_workers
+):
+    options = {"timeout": 0.5, "num_workers": num_workers}
+    summary = run(records, tmp_path / "s", on_bad_video="skip", **options)
+    (bad,) = summary.bad_videos
+    assert (bad.video_id, bad.path) == ("class/2", records[2].path)
+    assert bad.reason == f"cannot decode {records[2].path}: not done in 0.5 s"
+    assert hangs == [1]
+    assert summary.num_extracted == len(records) - 1
+    assert_same(content(tmp_path / "s"), by_hand([*records[:2], *records[3:]]))
+    (line,) = (tmp_path / "s" / "bad_videos.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == bad.reason
+    with pytest.raises(VideoDecodeError, match=r"video 2\.webm: not done in 0\.5 s"):
+        run(records, tmp_path / "s", **options)  # on_bad_video="error"
+
+
+HANGING = """
+import sys, threading
+sys.path.insert(0, {folder!r})
+from test_extract_tokens import VideoRecord, run
+from vimpac_ext.tasks import extract_tokens
+open_really = extract_tokens.open_record
+def open_record(record):
+    if record.video_id == "hangs":
+        threading.Event().wait()
+    return open_really(record)
+extract_tokens.open_record = open_record
+records = [VideoRecord({path!r}, name) for name in ("a", "hangs", "b")]
+print(len(run(records, {store!r}, on_bad_video="skip", timeout=0.5).bad_videos))
+"""
+
+
+def test_thread_that_hangs_does_not_keep_the_process(records, tmp_path):
+    folder, store = str(Path(__file__).parent), str(tmp_path / "s")
+    program = HANGING.format(folder=folder, path=records[0].path, store=store)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, b"1")
+    assert TokenStore(tmp_path / "s").video_ids == ["a", "b"]
+
+
+def test_folder_with_the_authors_tokens_is_refused(records, tmp_path):
+    # Here, since other processes import this module without the folder of that one.
+    from original_format import record, write_token_folder
+
+    theirs = tmp_path / "dalle_ucf101_train_test_fps16_hflip0_128center128"
+    write_token_folder(theirs, {"a": record(np.zeros((2, 16, 16)))})
+    before = {path: path.read_bytes() for path in theirs.iterdir()}
+    for folder, word in ((theirs, "is"), (tmp_path, "has")):
+        text = f"{folder} {word} a token folder in the authors' format .*convert_tokens"
+        with pytest.raises(ValueError, match=text):
+            run(records[:1], folder)
+    assert {path: path.read_bytes() for path in theirs.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [theirs]
+    # A store of ours may have such a name.
+    ours = tmp_path / "below" / theirs.name
+    run(records[:1], ours)
+    assert run(records[:2], ours).num_already_done == 1
+
+
 def test_another_tokenizer_is_refused(records, tmp_path):
     run(records[:1], tmp_path / "s")
     for tokenizer, options, text in [
@@ -299,6 +379,7 @@ def test_bf16_reaches_the_tokenizer(records, tmp_path):
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_workers": 0}, "num_workers is 0"),
+        ({"timeout": -1}, "timeout is -1"),
         ({"shard_id": 2, "num_shards": 2}, "shard_id 2 is not in 0..1"),
         ({"precision": "fp8"}, "'fp8' is unknown; choose from fp32, bf16"),
         ({"on_bad_video": "hide"}, "'hide' is unknown; choose from error, skip"),

@@ -1,16 +1,7 @@
-"""Speed of random clips: our reader against pytorchvideo's, in turns, in one run.
+"""Speed of random clips: our reader against pytorchvideo's, in turns, in one run."""
 
-    python -m vimpac_ext.benchmarks.decoding                    # made videos, 240p and 1080p
-    python -m vimpac_ext.benchmarks.decoding --videos a.mp4     # yours
-
-A clip is 5 frames at 2 a second from a random start, opening the file included, in one process
-with one decoding thread.
-"""
-
-import argparse
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +10,7 @@ import av
 import numpy as np
 
 from vimpac_ext import compat
+from vimpac_ext.benchmarks.result import Result
 from vimpac_ext.data.decode import VideoReader
 
 NUM_FRAMES, FPS = 5, 2.0
@@ -40,12 +32,37 @@ class DecodingSpeed(NamedTuple):
     cpu_seconds: float
     reference_cpu_seconds: float
 
-    def __str__(self) -> str:
-        return (
-            f"{1 / self.seconds:.1f} clips/s against {1 / self.reference_seconds:.1f} clips/s: "
-            f"{self.reference_seconds / self.seconds:.1f} times as fast, "
-            f"{self.reference_cpu_seconds / self.cpu_seconds:.1f} times in processor time"
-        )
+
+def measure_random_clips(
+    folder: Path, videos: Mapping[str, Path] | None = None, num_clips: int = 20, seconds: int = 60
+) -> Result:
+    """Clips per second of both readers: 5 frames at 2 a second from a random start.
+
+    Opening the file is included; one process, one decoding thread.
+
+    Args:
+        folder: where videos are made.
+        videos: name -> file; None = made ones of 240p and 1080p.
+        num_clips: of each video.
+        seconds: that a made video lasts.
+
+    Raises:
+        ValueError: if a video is shorter than a clip.
+    """
+    compat.install()
+    made = {name: folder / f"{name}.mp4" for name in SIZES}
+    for name, path in made.items() if not videos else ():
+        make_video(path, SIZES[name], seconds)
+    rows: dict[str, float] = {}
+    for name, path in (videos or made).items():
+        speed = measure_decoding(path, num_clips)
+        rows |= {
+            f"{name}: ours, clips/s": 1 / speed.seconds,
+            f"{name}: pytorchvideo's reader, clips/s": 1 / speed.reference_seconds,
+            f"{name}: ratio": speed.reference_seconds / speed.seconds,
+            f"{name}: ratio of processor time": speed.reference_cpu_seconds / speed.cpu_seconds,
+        }
+    return Result(f"random clips of {NUM_FRAMES} frames at {FPS:g} frames/s from files", rows)
 
 
 def measure_decoding(path: Path, num_clips: int = 20, seed: int = 0) -> DecodingSpeed:
@@ -109,27 +126,3 @@ def _read_pytorchvideo(path: Path, start: int) -> object:
     video.close()
     step = max(clip.shape[1] // NUM_FRAMES, 1)
     return clip[:, ::step][:, :NUM_FRAMES].contiguous()
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command-line entry point."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--videos", nargs="+", type=Path, default=[], help="default: made ones")
-    parser.add_argument("--clips", type=int, default=20, help="of a video, default: %(default)s")
-    parser.add_argument("--seconds", type=int, default=60, help="made videos, default: %(default)s")
-    arguments = parser.parse_args(argv)
-    compat.install()
-    with tempfile.TemporaryDirectory(prefix="vimpac_benchmark_") as folder:
-        videos = {str(path): path for path in arguments.videos}
-        if not videos:
-            for name, size in SIZES.items():
-                videos[name] = Path(folder) / f"{name}.mp4"
-                make_video(videos[name], size, arguments.seconds)
-        for name, path in videos.items():
-            print(f"{name}: {measure_decoding(path, arguments.clips)}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vimpac_ext.benchmarks.result import Result, speeds_in_turns
-from vimpac_ext.data import SpatialView, StoreMeta, VideoReader, spatial_views
+from vimpac_ext.data import SpatialView, StoreMeta, open_record, spatial_views
 from vimpac_ext.data.prefetch import run_ahead
 from vimpac_ext.data.spatial_views import cut_views
 from vimpac_ext.structures import VideoRecord
@@ -128,11 +128,11 @@ def _decode(records: Sequence[VideoRecord], fps: float, num_threads: int) -> int
     sources = [partial(_frame_numbers, record, fps) for record in records]
     with closing(run_ahead(sources, num_threads, max_queued=64)) as events:
         deque(events, maxlen=0)
-    return sum(VideoReader(record.path).num_frames_at(fps) for record in records)
+    return sum(open_record(record).num_frames_at(fps) for record in records)
 
 
 def _frame_numbers(record: VideoRecord, fps: float) -> list[int]:
-    with VideoReader(record.path) as reader:
+    with open_record(record) as reader:
         for _ in reader.iter_frames(fps):
             pass
     return []
@@ -140,7 +140,7 @@ def _frame_numbers(record: VideoRecord, fps: float) -> list[int]:
 
 def _cut(record: VideoRecord, fps: float, views: Sequence[SpatialView]) -> int:
     """Cuts the views of the first frames of a video again and again."""
-    with VideoReader(record.path) as reader:
+    with open_record(record) as reader:
         frames = np.stack(list(itertools.islice(reader.iter_frames(fps), 8)))
     for _ in range(50):  # so that decoding them does not count
         cut_views(frames, views)

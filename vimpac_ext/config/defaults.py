@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
         "NUM_FRAMES": 5,  # frames in a clip (T)
         "SAMPLING_RATE": 1,  # take every n-th frame of the TARGET_FPS frames
         "TARGET_FPS": 2.0,  # frames per second at which videos are decoded and tokenised
+        "DECODING_BACKEND": "pyav",  # of clips of frames: pyav, torchcodec (pip install ..[decode])
         "TRAIN_CROP_SIZE": 128,  # pixels, height = width
         "TEST_CROP_SIZE": 128,  # pixels, height = width
         "TOKENS": "store",  # where tokens come from: store, online (TOKENIZER in each step)
@@ -58,6 +59,7 @@ DEFAULTS: dict[str, Any] = {
         "BATCH_SIZE": 64,  # frames per tokenizer call
         "PRECISION": "fp32",  # fp32, bf16
         "NUM_WORKERS": 2,  # decoding threads
+        "TIMEOUT": 1800.0,  # seconds of decoding after which a video counts as bad; 0 = no limit
     },
     # --- training ---------------------------------------------------------------------------
     "TRAIN": {

@@ -21,7 +21,16 @@ from vimpac_ext.data.video_file import VideoDecodeError, named_errors, open_vide
 from vimpac_ext.data.video_timeline import scan_timeline
 from vimpac_ext.structures import VideoRecord
 
-__all__ = ["FrameReader", "VideoDecodeError", "VideoReader", "open_record"]
+__all__ = [
+    "DECODERS",
+    "FrameReader",
+    "VideoDecodeError",
+    "VideoReader",
+    "open_record",
+    "open_reader",
+]
+
+DECODERS = ("pyav", "torchcodec")
 
 
 class VideoReader(FrameReader):
@@ -92,15 +101,49 @@ class VideoReader(FrameReader):
             return _upright(timed.frame.to_ndarray(format="rgb24", threads=1), timed.frame)
 
 
-def open_record(record: VideoRecord) -> FrameReader:
+def open_record(record: VideoRecord, decoder: str = "pyav") -> FrameReader:
     """Opens the segment of a record: a video file, or a folder of images.
+
+    Args:
+        record: of a data set.
+        decoder: of video files, see `open_reader`.
 
     Raises:
         VideoDecodeError: if it cannot be read.
     """
     if record.frame_rate is not None and Path(record.path).is_dir():
         return FrameFolder(record.path, record.frame_rate, record.start, record.end)
-    return VideoReader(record.path, start=record.start, end=record.end)
+    return open_reader(record.path, decoder, start=record.start, end=record.end)
+
+
+def open_reader(
+    path: str | Path,
+    decoder: str = "pyav",
+    num_threads: int = 1,
+    start: float | None = None,
+    end: float | None = None,
+) -> VideoReader:
+    """Opens a video file, or a segment of it.
+
+    Args:
+        path: the file.
+        decoder: "pyav", or "torchcodec", which must be installed.
+        num_threads: decoding threads.
+        start: beginning of the segment in seconds, None = the first frame.
+        end: end of the segment in seconds, None = the end of the video.
+
+    Raises:
+        ValueError: if there is no such decoder.
+        ImportError: if torchcodec cannot be used; says what to do.
+        VideoDecodeError: if the file cannot be read.
+    """
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder {decoder!r} is unknown; choose from {', '.join(DECODERS)}")
+    if decoder == "torchcodec":
+        from vimpac_ext.data.torchcodec_reader import TorchcodecReader
+
+        return TorchcodecReader(path, num_threads, start, end)
+    return VideoReader(path, num_threads, start, end)
 
 
 def _upright(image: np.ndarray, frame: av.VideoFrame) -> np.ndarray:

@@ -3,12 +3,14 @@
 import logging
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from vimpac_ext.data.bad_videos import BadVideo, note_bad_video
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.structures import ClipSample
 
@@ -98,16 +100,28 @@ class UpdateSampler(Sampler[list[tuple[int, int]]]):
 
 
 def train_loader(
-    dataset: Dataset, sampler: UpdateSampler, num_workers: int, pin_memory: bool
+    dataset: Any,
+    sampler: UpdateSampler,
+    num_workers: int,
+    pin_memory: bool,
+    bad_videos_file: Path | None = None,
 ) -> DataLoader:
     """Loader of micro-batches in the sampler's order; batches do not depend on ``num_workers``.
 
     Items that are marked as bad ("error") are left out of their batch, each with a warning.
+
+    Args:
+        dataset: of clips; has ``records`` if it marks bad items.
+        sampler: of the keys.
+        num_workers: processes, 0 = in this one.
+        pin_memory: batches in page-locked memory, where there is a GPU.
+        bad_videos_file: list that gets every bad video once, by whichever process meets it
+            first; only then it is warned of. None = no list.
     """
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=_collate_decoded,
+        collate_fn=_CollateDecoded(dataset, bad_videos_file),
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         # A loader draws its workers' seed when it starts. From the global generator, that would
@@ -131,20 +145,35 @@ def evaluation_loader(
     )
 
 
-def _collate_decoded(samples: list[ClipSample]) -> dict[str, Any]:
-    """A batch of the items that could be decoded.
+class _CollateDecoded:
+    """Makes a batch of the items that could be decoded, and notes the others."""
 
-    Raises:
-        VideoDecodeError: none of them could.
-    """
-    errors = [sample.pop("error", "") for sample in samples]
-    for error in filter(None, errors):
-        _logger.warning("left out of its batch: %s", error)
-    decoded = [sample for sample, error in zip(samples, errors, strict=True) if not error]
-    if not decoded:
-        raise VideoDecodeError(f"no video of a batch can be decoded; the first: {errors[0]}")
-    batch: dict[str, Any] = default_collate(decoded)
-    return batch
+    def __init__(self, dataset: Any, bad_videos_file: Path | None) -> None:
+        self._dataset = dataset
+        self._bad_videos_file = bad_videos_file
+
+    def __call__(self, samples: list[ClipSample]) -> dict[str, Any]:
+        """Collate.
+
+        Raises:
+            VideoDecodeError: none of them could be decoded.
+        """
+        errors = [sample.pop("error", "") for sample in samples]
+        for sample, error in zip(samples, errors, strict=True):
+            if error and self._is_news(sample["video_index"], error):
+                _logger.warning("left out of its batch: %s", error)
+        decoded = [sample for sample, error in zip(samples, errors, strict=True) if not error]
+        if not decoded:
+            raise VideoDecodeError(f"no video of a batch can be decoded; the first: {errors[0]}")
+        batch: dict[str, Any] = default_collate(decoded)
+        return batch
+
+    def _is_news(self, index: int, error: str) -> bool:
+        if self._bad_videos_file is None:
+            return True
+        record = self._dataset.records[index]
+        entry = BadVideo(record.video_id, record.path, error)
+        return note_bad_video(self._bad_videos_file, entry)
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vimpac_ext import compat
-from vimpac_ext.data.decode import FrameReader, VideoReader
+from vimpac_ext.data.decode import FrameReader, open_reader
 from vimpac_ext.data.frame_folder import FrameFolder
 
 compat.install()
@@ -33,15 +33,19 @@ class PyAVVideo(Video):
         path: a file, or a folder of images.
         num_threads: decoding threads.
         fps: images a second of a folder.
+        decoder: of a file, "pyav" or "torchcodec".
 
     Raises:
         VideoDecodeError: if the video cannot be read.
+        ImportError: if torchcodec cannot be used; says what to do.
     """
 
-    def __init__(self, path: str | Path, num_threads: int = 1, fps: float = 30) -> None:
+    def __init__(
+        self, path: str | Path, num_threads: int = 1, fps: float = 30, decoder: str = "pyav"
+    ) -> None:
         is_folder = Path(path).is_dir()
         self._reader: FrameReader = (
-            FrameFolder(path, fps) if is_folder else VideoReader(path, num_threads)
+            FrameFolder(path, fps) if is_folder else open_reader(path, decoder, num_threads)
         )
         self._name = Path(path).name
 
@@ -79,9 +83,9 @@ class PyAVPathHandler(VideoPathHandler):
     def video_from_path(
         self, filepath: str, decode_audio: bool = False, decoder: str = "pyav", fps: int = 30
     ) -> Video:
-        """Opens a file or a folder of images; ``fps`` is the rate of the latter.
+        """Opens a file with a decoder, or a folder of images, whose rate ``fps`` is.
 
         Raises:
             VideoDecodeError: if the video cannot be read.
         """
-        return PyAVVideo(filepath, fps=fps)
+        return PyAVVideo(filepath, fps=fps, decoder=decoder)

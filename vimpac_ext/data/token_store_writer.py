@@ -16,7 +16,9 @@ from vimpac_ext.data.bad_videos import (
     read_bad_videos,
     write_bad_videos,
 )
+from vimpac_ext.data.original_folders import list_token_folders
 from vimpac_ext.data.store_format import (
+    DATA_FILE,
     INDEX_FILE,
     META_FILE,
     StoreMeta,
@@ -79,12 +81,14 @@ class TokenStoreWriter:
 
         Raises:
             ValueError: the store was made with other settings (all are named), or is being
-                written by another process, or the shard does not exist.
+                written by another process, or the shard does not exist, or the folder is or has a
+                token folder of the authors'.
         """
         if not 0 <= shard_id < num_shards:
             raise ValueError(f"shard_id {shard_id} is not in 0..{num_shards - 1}")
         self.folder = Path(folder).resolve()
         self.meta = meta
+        _refuse_token_folders(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         _create_or_check_meta(self.folder, meta)
         self._shard_folder = self.folder / shard_name(shard_id)
@@ -208,6 +212,26 @@ class TokenStoreWriter:
             write_bad_videos(self._bad_file, self._bad.values())
         except OSError as error:  # a full disk, most likely: must not hide what closed the writer
             logger.warning("%s could not be updated: %s", self._bad_file, error)
+
+
+def _refuse_token_folders(folder: Path) -> None:
+    """Keeps the authors' tokens apart: both kinds in one place could not be told apart by it.
+
+    Raises:
+        ValueError: the folder, which is no store yet, is or has one of theirs.
+    """
+    if (folder / META_FILE).is_file():
+        return
+    theirs = [
+        found.path for found in list_token_folders(folder) if (found.path / DATA_FILE).exists()
+    ]
+    if theirs:
+        what = "is" if theirs[0] == folder else "has"
+        raise ValueError(
+            f"{folder} {what} a token folder in the authors' format ({theirs[0].name}); nothing "
+            "was written. Give another folder for the token store, "
+            "or turn theirs into one with tools/convert_tokens.py"
+        )
 
 
 def _create_or_check_meta(folder: Path, meta: StoreMeta) -> None:

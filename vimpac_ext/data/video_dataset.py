@@ -40,6 +40,7 @@ class FrameClips(Dataset[ClipSample]):
         mark_bad: bool = False,
         random_view: RandomView | None = None,
         seed: int = 0,
+        decoder: str = "pyav",
     ) -> None:
         """Check the options; no video is opened yet.
 
@@ -61,6 +62,7 @@ class FrameClips(Dataset[ClipSample]):
                 "error", the reason (empty for the others). False = raise.
             random_view: draws a view of each clip, in place of ``views``.
             seed: of all random choices.
+            decoder: of video files: "pyav" or "torchcodec".
 
         Raises:
             ValueError: the views differ in size, or an option is out of its range.
@@ -91,6 +93,7 @@ class FrameClips(Dataset[ClipSample]):
         self.mark_bad = mark_bad
         self.random_view = random_view
         self.seed = seed
+        self.decoder = decoder
 
     def __len__(self) -> int:
         return len(self.records)
@@ -123,7 +126,7 @@ class FrameClips(Dataset[ClipSample]):
     def _decode(self, epoch: int, index: int) -> torch.Tensor:
         generator = item_generator(self.seed, epoch, index)
         record = self.records[index]
-        with open_record(record) as reader:
+        with open_record(record, self.decoder) as reader:
             chosen = self.sampler.clips(reader.num_frames_at(self.fps), generator)
             wanted = np.unique(np.concatenate([frames for _, frames in chosen]))
             decoded = reader.frames_at(self.fps, wanted.tolist())

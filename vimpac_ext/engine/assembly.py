@@ -261,6 +261,7 @@ def build_clips(
             fps=data.TARGET_FPS,
             padding=padding,
             mark_bad=data.ON_BAD_VIDEO != "error",
+            decoder=data.DECODING_BACKEND,
             random_view=_random_view(cfg) if phase == "TRAIN" and cfg.AUG.ENABLE else None,
             **common,
         )

@@ -162,6 +162,7 @@ def extract_stores(
                 precision=cfg.EXTRACT.PRECISION,
                 num_workers=cfg.EXTRACT.NUM_WORKERS,
                 on_bad_video="error" if cfg.DATA.ON_BAD_VIDEO == "error" else "skip",
+                timeout=cfg.EXTRACT.TIMEOUT,
                 shard_id=share.shard_id,
                 num_shards=share.num_shards,
                 summary=summary,

@@ -79,8 +79,11 @@ def train(
     checkpoint = _start(cfg, task, optimizer, checkpointer)
     sampler = update_sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
     loading = cfg.DATA_LOADER
-    loader = train_loader(clips, sampler, loading.NUM_WORKERS, loading.PIN_MEMORY)
+    bad = folder / "bad_videos.jsonl"
+    loader = train_loader(clips, sampler, loading.NUM_WORKERS, loading.PIN_MEMORY, bad)
     if is_main():
+        if checkpoint is None:  # of an earlier run; the others load nothing before the main process
+            bad.unlink(missing_ok=True)
         with atomic_write(folder / "config.yaml") as file:
             file.write(cfg.dump())
     _logger.info(

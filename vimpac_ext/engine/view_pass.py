@@ -114,7 +114,7 @@ class ViewPass:
             "fps": cfg.DATA.TARGET_FPS,
             "single_frame": cfg.DATA.SINGLE_FRAME,
             "precision": cfg.TEST.PRECISION,
-            "decoder": "ffmpeg" if by_authors else "pyav",
+            "decoder": "ffmpeg" if by_authors else getattr(self.clips, "decoder", "pyav"),
             "tokenizer": self.facts.get("tokenizer_fingerprint", "none"),
         }
 

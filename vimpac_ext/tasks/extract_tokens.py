@@ -17,10 +17,11 @@ from torch import nn
 
 from vimpac_ext.data.bad_videos import BadVideo
 from vimpac_ext.data.decode import VideoDecodeError, open_record
-from vimpac_ext.data.prefetch import Ended, run_ahead
+from vimpac_ext.data.prefetch import Ended, OverdueError, run_ahead
 from vimpac_ext.data.spatial_views import SpatialView, cut_views
 from vimpac_ext.data.store_format import StoreMeta
 from vimpac_ext.data.token_store_writer import TokenStoreWriter
+from vimpac_ext.data.video_file import decode_error
 from vimpac_ext.structures import VideoRecord
 from vimpac_ext.tasks.extraction_progress import ExtractionProgress
 from vimpac_ext.tasks.frame_batcher import Encoder, FrameBatcher
@@ -92,6 +93,7 @@ def extract(
     precision: str = "fp32",
     num_workers: int = 2,
     on_bad_video: str = "error",
+    timeout: float = 0.0,
     shard_id: int = 0,
     num_shards: int = 1,
     progress: bool = True,
@@ -100,9 +102,8 @@ def extract(
     """Tokenise videos into a store, which is created or continued.
 
     Every video is decoded once for all views, in background threads, and committed whole; what is
-    in the store already is not touched. Batches hold frames of several videos, but tokens do not
-    depend on that (see `FrameBatcher`), so an interrupted and continued extraction, with whatever
-    number of shards, gives the same tokens as an unbroken one.
+    in the store already is not touched. Tokens do not depend on the videos beside (`FrameBatcher`):
+    an interrupted extraction, with whatever number of shards, gives those of an unbroken one.
 
     Args:
         records: videos with unique ids; the same in every process.
@@ -111,13 +112,13 @@ def extract(
         fps: frames per second to take.
         views: spatial views, of one size.
         annotation_fingerprint: identifies the data set; see `StoreMeta`.
-        batch_size: images (frames times views) given to the tokenizer at once, rounded down to
-            whole frames, which keep their views together.
+        batch_size: images (frames times views) for the tokenizer at once, whole frames only.
         device: of the tokenizer.
         precision: "fp32", or "bf16" for bfloat16 arithmetic in the tokenizer.
         num_workers: videos decoded at the same time.
         on_bad_video: "error" stops at the first video that cannot be decoded, "skip" goes on.
             Either way it is listed in the store's ``bad_videos.jsonl`` and tried again next time.
+        timeout: seconds of decoding after which a video counts as one of these; 0 = no limit.
         shard_id: which of several processes side by side this is.
         num_shards: how many there are; this one takes every ``num_shards``-th video.
         progress: show a progress bar when on a terminal, and log lines when not.
@@ -128,7 +129,7 @@ def extract(
         VideoDecodeError: a video cannot be decoded and ``on_bad_video`` is "error".
         OSError: the store cannot be written, for example because the disk is full.
     """
-    _check_options(batch_size, num_workers, precision, on_bad_video, shard_id, num_shards)
+    _check_options(batch_size, num_workers, precision, on_bad_video, timeout, shard_id, num_shards)
     _check_ids(records)
     summary = summary or ExtractionSummary()
     mine = records[shard_id::num_shards]
@@ -145,7 +146,7 @@ def extract(
         sources = (partial(decode_chunks, record, fps, views) for record in todo)
         max_queued = 2 * (batch_size // len(views) // _FRAMES_PER_CHUNK) + num_workers + 1
         with ExtractionProgress(len(mine), len(mine) - len(todo), progress) as bar:
-            with closing(run_ahead(sources, num_workers, max_queued)) as events:
+            with closing(run_ahead(sources, num_workers, max_queued, timeout)) as events:
                 for event in events:
                     if isinstance(event, Ended):
                         extraction.end(event, on_bad_video)
@@ -189,13 +190,15 @@ class _Extraction:
         self._summary.decode_seconds += event.busy_seconds
         try:
             event.check()
-        except VideoDecodeError as error:
+        except (VideoDecodeError, OverdueError) as failure:
+            late = isinstance(failure, OverdueError)
+            error = decode_error(Path(record.path), str(failure)) if late else failure
             self.batcher.discard(event.source)
             self._summary.bad_videos.append(BadVideo(record.video_id, record.path, str(error)))
             self._writer.mark_bad(*self._summary.bad_videos[-1])
             if on_bad_video == "error":
                 self.finish()  # keeps what is whole
-                raise
+                raise error from failure.__cause__
             logger.warning("skipped video %r: %s", record.video_id, error)
         else:
             self.batcher.end(event.source)
@@ -267,12 +270,15 @@ def _check_options(
     num_workers: int,
     precision: str,
     on_bad_video: str,
+    timeout: float,
     shard_id: int,
     num_shards: int,
 ) -> None:
     for name, number in (("batch_size", batch_size), ("num_workers", num_workers)):
         if number < 1:
             raise ValueError(f"{name} is {number}, must be at least 1")
+    if not timeout >= 0:
+        raise ValueError(f"timeout is {timeout}, must be 0 (no limit) or a number of seconds")
     if not 0 <= shard_id < num_shards:
         raise ValueError(f"shard_id {shard_id} is not in 0..{num_shards - 1}")
     for name, value, valid in (
