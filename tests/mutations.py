@@ -1,7 +1,9 @@
 """Damaged copies of small videos, the same for the same seed."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from made_videos import MadeVideo
@@ -95,16 +97,21 @@ DAMAGES: list[Damage] = [
 ]
 
 
+@cache
+def _source(number: int) -> bytes:
+    """Content of a whole video, coded once: x264 does not give the same bytes every time."""
+    with TemporaryDirectory() as folder:
+        return SOURCES[number].write(Path(folder)).read_bytes()
+
+
 def mutated_videos(folder: Path, number: int, seed: int = 0) -> list[Path]:
     """Writes ``number`` damaged videos below ``folder`` and returns their paths."""
-    sources = folder / "sources"
-    sources.mkdir()
     paths = []
     for index in range(number):
         generator = np.random.default_rng((seed, index))
         made = SOURCES[index % len(SOURCES)]
         damage = DAMAGES[int(generator.integers(len(DAMAGES)))]
-        content = damage(bytearray(made.write(sources).read_bytes()), generator)
+        content = damage(bytearray(_source(index % len(SOURCES))), generator)
         suffix = Path(made.file_name).suffix
         if damage is change_nothing:
             suffix = str(generator.choice([".mp4", ".avi", ".webm", ".mkv", ".ts", ".flv"]))

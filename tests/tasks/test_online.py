@@ -9,7 +9,7 @@ from vimpac_ext.heads import MaskedTokenHead, ProjectionHead
 from vimpac_ext.losses import InfoNCELoss, MaskedTokenLoss
 from vimpac_ext.maskers import BlockMasker
 from vimpac_ext.structures import SpecialTokens
-from vimpac_ext.tasks import PretrainTask
+from vimpac_ext.tasks import FinetuneTask, PretrainTask
 from vimpac_ext.tasks.online import OnlineTokenizer
 
 VOCAB = 4
@@ -190,3 +190,9 @@ def test_says_what_pixel_backbones_need():
     clips, _ = patches(num_frames=4)
     with pytest.raises(ValueError, match='gives no "features"'):
         pixel_task(x3d).training_step({"clips": clips.unflatten(0, (2, 2))}, torch.Generator())
+
+
+def test_a_classifier_of_frames_wants_no_tokenizer():
+    backbone = TimmSpaceTime((2, 32, 32), "vit_tiny_patch16_224", options={"depth": 1})
+    with pytest.raises(ValueError, match="TimmSpaceTime reads the frames: leave DATA"):
+        FinetuneTask(backbone, {}, {}, tokenizer=BrightnessTokenizer(), vocab_size=VOCAB)

@@ -23,15 +23,16 @@ class FinetuneTask(nn.Module):
         losses: name -> loss.
         freeze_backbone: train the heads only, on the features of the backbone in eval mode. With
             `ClassificationHead` this is a linear probe, with `AttentiveHead` an attentive one.
-        tokenizer: makes the tokens from pixel clips in each step; None = the clips are what the
-            backbone reads.
+        tokenizer: makes the tokens from pixel clips in each step, for a backbone that reads tokens;
+            None = the clips are what the backbone reads.
         vocab_size: codes of the tokenizer; read if there is one.
         num_classes: number of classes; read if clips are mixed.
         mixup: alpha of MixUp in training, 0 = off; for pixel backbones.
         cutmix: alpha of CutMix in training, 0 = off; for pixel backbones.
 
     Raises:
-        ValueError: tokens were to be mixed, or an alpha is negative.
+        ValueError: tokens were to be mixed, an alpha is negative, or there is a tokenizer for a
+            backbone that reads pixels.
     """
 
     clip_mode: ClassVar[str] = "random"
@@ -54,7 +55,12 @@ class FinetuneTask(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.freeze_backbone = freeze_backbone
         self.tokenize: OnlineTokenizer | None = None
-        if tokenizer is not None and backbone.input_kind == "tokens":
+        if tokenizer is not None:
+            if backbone.input_kind != "tokens":
+                raise ValueError(
+                    f"DATA.TOKENS online makes tokens of frames, but {type(backbone).__name__} "
+                    "reads the frames: leave DATA.TOKENS store (its TOKEN_STORE may be empty)"
+                )
             self.tokenize = OnlineTokenizer(tokenizer, SpecialTokens(vocab_size))
         self.mix = ClipMixer(num_classes, mixup, cutmix) if mixup or cutmix else None
         if self.mix is not None and backbone.input_kind == "tokens":
