@@ -37,6 +37,7 @@ setup(
         "hf": ["transformers>=5.0", "diffusers>=0.40"],
         "cluster": ["submitit>=1.5"],
         "parquet": ["pyarrow>=17"],
+        "wandb": ["wandb>=0.19"],
         "dev": [
             "attrs>=21",  # DALL-E needs it without saying so
             "DALL-E>=0.1",  # a test compares with it
