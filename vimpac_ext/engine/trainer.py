@@ -262,10 +262,12 @@ class Trainer:
     def _look(self, function: Callable[[int], None] | None, done: int) -> None:
         """Calls what looks at the weights, and may do so in eval mode."""
         assert function is not None
-        share_buffers(self.task)
-        with kept_rng(), self.ema.applied_to(self.task) if self.ema else nullcontext():
-            function(done)
-        self.task.train()
+        averaged = self.ema.applied_to(self.task) if self.ema else nullcontext()
+        with self.window.not_counted():
+            share_buffers(self.task)
+            with kept_rng(), averaged:
+                function(done)
+            self.task.train()
 
     def _evaluate_what_was_missed(self) -> None:
         """The run that saved the checkpoint may have been killed before it evaluated."""

@@ -67,7 +67,9 @@ class TrainingPictures:
         generator = torch.Generator(self.device).manual_seed(self.seed)
         blocks = []
         for title, tokens in zip(self.titles, self.clips, strict=True):
-            mask, completed = complete_tokens(task, tokens, generator, masker)
+            # Not worth compiling for; it would also make the training compile anew.
+            with torch.compiler.set_stance("force_eager"):
+                mask, completed = complete_tokens(task, tokens, generator, masker)
             real = tokens[:, 0, 0] != task.special.pad
             mask, completed, tokens = mask[real], completed[real], tokens[real]
             images = to_images(self._decode(tokens))
