@@ -152,7 +152,7 @@ DEFAULTS: dict[str, Any] = {
         "ENABLE": False,
         "PROJECT": "vimpac_ext",
         "ENTITY": "",  # user or team; "" = yours
-        "NAME": "",  # of the run; "" = one is found
+        "RUN_NAME": "",  # "" = one is found
         "MODE": "online",  # online, offline (to be uploaded later: wandb sync)
     },
 }

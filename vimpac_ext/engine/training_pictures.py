@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vimpac_ext.config import ConfigError
 from vimpac_ext.engine.assembly import build_tokenizer
+from vimpac_ext.engine.rng import kept_rng
 from vimpac_ext.engine.visualize import complete_tokens
 from vimpac_ext.visualization import Block, Row, draw_sheet, grey_out, to_images
 from vimpac_ext.visualization.sheet import Image
@@ -42,7 +43,8 @@ class TrainingPictures:
         if not cfg.TOKENIZER.NAME:
             raise ConfigError(f"{_KEY} draws tokens: set TOKENIZER.NAME to what made them, or 0")
         self.device = device
-        self.tokenizer: Any = build_tokenizer(cfg).to(device)
+        with kept_rng():  # its weights, before they are loaded, are drawn
+            self.tokenizer: Any = build_tokenizer(cfg).to(device)
         if not hasattr(self.tokenizer, "decode"):
             raise ConfigError(f"{_KEY}: {cfg.TOKENIZER.NAME} cannot draw tokens (no decode)")
         self.seed = cfg.RNG_SEED

@@ -49,7 +49,9 @@ def wandb_options(cfg: CfgNode) -> WandbOptions | None:
             "WANDB.ENABLE is True, but the package wandb is not installed: pip install "
             "'vimpac_ext[wandb]', or set WANDB.ENABLE False"
         )
-    return WandbOptions(options.PROJECT, options.ENTITY, options.NAME, options.MODE, _plain(cfg))
+    return WandbOptions(
+        options.PROJECT, options.ENTITY, options.RUN_NAME, options.MODE, _plain(cfg)
+    )
 
 
 def _plain(node: Mapping[str, Any]) -> dict[str, Any]:
