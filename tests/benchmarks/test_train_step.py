@@ -72,8 +72,7 @@ def test_a_step_is_that_of_the_training(configs):
     before = {name: p.detach().clone() for name, p in step.task.named_parameters()}
     assert step.seconds() > 0
     for name, parameter in step.task.named_parameters():
-        assert parameter.grad is not None or "layers.0.mlp" in name
-        assert not torch.equal(parameter, before[name]) or parameter.grad.abs().max() == 0
+        assert not torch.equal(parameter, before[name]) or parameter.grad.abs().max() == 0, name
     labelled = TrainStep(StepOptions(str(configs / "finetune.yaml"), videos=3))
     assert labelled.batch["clips"].shape == (3, 1, 3, 2, 2)
     assert labelled.seconds() > 0

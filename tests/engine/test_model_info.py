@@ -13,6 +13,7 @@ from vimpac_ext.engine.assembly import build_task
 from vimpac_ext.engine.device_peaks import Peak
 from vimpac_ext.engine.memory import peak_resident_bytes
 from vimpac_ext.engine.step_meter import StepMeter
+from vimpac_ext.engine.window import Window
 
 
 @pytest.fixture
@@ -99,6 +100,19 @@ def test_log_lines_tell_the_speed(project, made_up_peak, caplog):
     assert f"a step on 4 clips computes {flops[0] / 2e9:,.4g} GFLOPs in matrix products" in text
     assert "activations kept for the backward pass: " in text
     assert "mfu is the share of 0.001 TFLOPs a second (made up)" in text
+
+
+def test_what_is_done_between_updates_is_not_part_of_their_time(monkeypatch):
+    seconds = [10.0]
+    monkeypatch.setattr("time.perf_counter", lambda: seconds[0])
+    window = Window()
+    window.add_loss(torch.tensor(1.0), [0])
+    seconds[0] += 2
+    with window.not_counted():
+        seconds[0] += 50
+    seconds[0] += 1
+    assert window.timings(6)["dt"] == 3
+    assert window.timings(6)["videos_per_second"] == 2
 
 
 def test_it_can_be_turned_off(project, monkeypatch, caplog):

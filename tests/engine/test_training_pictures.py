@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from drawn_project import VOCAB_SIZE
+from processes import free_port, run_processes
 from tiny_project import NUM_VIDEOS, make_tiny_project
 
 from vimpac_ext.config import ConfigError
 from vimpac_ext.data import StoreMeta, TokenStore, TokenStoreWriter
 from vimpac_ext.engine import prepare, run, training_pictures
 from vimpac_ext.engine.assembly import build_dataset, build_task, build_train_clips
+from vimpac_ext.engine.placement import Placement
+from vimpac_ext.engine.processes import RunRequest, run_as
 from vimpac_ext.engine.training_pictures import TrainingPictures
 from vimpac_ext.tokenizers import VQVAETokenizer
 
@@ -38,10 +41,14 @@ def project(tmp_path):
     return configs / "pretrain.yaml"
 
 
-def load(project, *overrides):
+def overrides_of(project, *overrides):
     weights = str(project.parent.parent / "tokenizer.safetensors")
     tokenizer = ["TOKENIZER.NAME", "VQVAETokenizer", "TOKENIZER.weights", weights]
-    return prepare(project, [*tokenizer, "TENSORBOARD", "True", *overrides])
+    return [*tokenizer, "TENSORBOARD", "True", *overrides]
+
+
+def load(project, *overrides):
+    return prepare(project, overrides_of(project, *overrides))
 
 
 def test_the_picture_shows_tokens_mask_and_answer(project, monkeypatch):
@@ -99,6 +106,30 @@ def test_a_run_draws_every_so_many_epochs_and_trains_as_without(project):
     assert min(images[0].width, images[0].height) > 100
     run(load(project, "SOLVER.MAX_EPOCH", "3", "TRAIN.AUTO_RESUME", "False"))
     assert losses() == drawn
+
+
+def test_two_processes_draw_the_picture_of_one(project):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pictures = []
+    for name, count in (("one", 1), ("two", 2)):
+        overrides = overrides_of(project, PERIOD, "1", "SOLVER.MAX_EPOCH", "1")
+        # No dropout: it differs between the processes, and so would the weights.
+        overrides += ["OUTPUT_DIR", str(project.parent / name), "BACKBONE.dropout", "0.0"]
+        port = free_port()
+        places = [
+            Placement(rank, count, rank, "127.0.0.1", port, rank == 0, "the test")
+            for rank in range(count)
+        ]
+        request = RunRequest((str(project),), tuple(overrides))
+        ended = run_processes(run_as, [(place, request) for place in places])
+        assert [process.code for process in ended] == [0] * count, ended
+        folder = project.parent / name / "tensorboard"
+        events = EventAccumulator(str(folder), size_guidance={"images": 0})
+        events.Reload()
+        (image,) = events.Images("masked_and_completed")
+        pictures.append(image.encoded_image_string)
+    assert pictures[0] == pictures[1]
 
 
 def test_what_cannot_be_drawn_is_refused_before_the_run(project, monkeypatch):

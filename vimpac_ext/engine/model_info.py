@@ -31,7 +31,7 @@ def log_model_info(cfg: CfgNode, task: Any, device: torch.device) -> None:
     backbone = getattr(task, "backbone", None)
     if backbone is None:
         return
-    view = _training_view(cfg, backbone.input_kind).to(device)
+    view = _training_view(cfg, getattr(backbone, "input_kind", "tokens")).to(device)
     flops = matrix_flops(backbone, view)
     text = f"{flops / 1e9:,.4g} GFLOPs ({flops / 2e9:,.4g} G multiply-adds)"
     crops = (cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)

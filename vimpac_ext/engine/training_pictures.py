@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vimpac_ext.config import ConfigError
 from vimpac_ext.engine.assembly import build_tokenizer
+from vimpac_ext.engine.parallel import GlobalMasker
 from vimpac_ext.engine.rng import kept_rng
 from vimpac_ext.engine.visualize import complete_tokens
 from vimpac_ext.visualization import Block, Row, draw_sheet, grey_out, to_images
@@ -35,7 +36,10 @@ class TrainingPictures:
     """
 
     def __init__(self, cfg: CfgNode, device: torch.device, task: Any, clips: Any) -> None:
-        if getattr(task, "masker", None) is None or task.backbone.input_kind != "tokens":
+        if (
+            getattr(task, "masker", None) is None
+            or getattr(task.backbone, "input_kind", "tokens") != "tokens"
+        ):
             raise ConfigError(
                 f"{_KEY} draws hidden tokens, but {type(task).__name__} as configured hides none "
                 "from a backbone that reads tokens; set it to 0"
@@ -65,7 +69,7 @@ class TrainingPictures:
         """
         task.eval()
         # With several processes, the task's masker draws for the clips of all of them.
-        masker = getattr(task.masker, "masker", task.masker)
+        masker = task.masker.masker if isinstance(task.masker, GlobalMasker) else task.masker
         generator = torch.Generator(self.device).manual_seed(self.seed)
         blocks = []
         for title, tokens in zip(self.titles, self.clips, strict=True):

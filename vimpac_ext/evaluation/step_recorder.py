@@ -1,7 +1,6 @@
 """Watches what a piece of a training step computes and keeps: matrix products and memory."""
 
 from collections.abc import Callable, Iterable, Mapping
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -58,20 +57,6 @@ class StepRecorder(TorchDispatchMode):
         self._on_call = on_call
         self._own = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in own}
         self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._grad_outside = True
-
-    def __enter__(self) -> "StepRecorder":
-        self._grad_outside = torch.is_grad_enabled()
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, error, trace)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
