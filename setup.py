@@ -38,6 +38,7 @@ setup(
         "cluster": ["submitit>=1.5"],
         "parquet": ["pyarrow>=17"],
         "decode": ["torchcodec>=0.11"],
+        "wandb": ["wandb>=0.19"],
         "dev": [
             "attrs>=21",  # DALL-E needs it without saying so
             "DALL-E>=0.1",  # a test compares with it

@@ -46,6 +46,8 @@ def start_logging(folder: Path | None = None, quiet: bool = False) -> None:
         quiet: errors only; for the processes beside the main one, which would repeat its lines.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    # What stands above a progress bar has been printed already, in its own way.
+    handlers[0].addFilter(lambda record: not getattr(record, "is_printed", False))
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(folder / "stdout.log", encoding="utf-8"))

@@ -7,7 +7,7 @@ import torch
 
 from vimpac_ext.backbones.vimpac import attend, parse_layout
 from vimpac_ext.backbones.vimpac.axis_attention import LONG_ROW, AxisAttention
-from vimpac_ext.backbones.vimpac.dropout import Dropout, fast_dropout
+from vimpac_ext.backbones.vimpac.dropout import Dropout, fast_dropout, residual_dropout
 
 
 @pytest.mark.parametrize("length", [5, LONG_ROW - 1, LONG_ROW])
@@ -76,6 +76,28 @@ def test_dropout_keeps_the_share_and_the_mean(dtype):
     kept = (result != 0).float()
     neighbours = (kept[1:] * kept[:-1]).mean().item()  # the four draws of one word are independent
     assert neighbours == pytest.approx(0.81, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_dropout_before_a_sum_equals_the_two_steps(dtype, probability):
+    """The same mask from the same seed; the residual is wider than what is dropped."""
+    torch.manual_seed(5)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    residual = torch.randn(7, 33, dtype=wide, requires_grad=True)
+    x = torch.randn(7, 33, dtype=dtype, requires_grad=True)
+    weight = torch.randn(7, 33, dtype=wide)
+    state = torch.get_rng_state()
+    expected = residual + fast_dropout(x, probability).to(wide)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), [residual, x])
+    torch.set_rng_state(state)
+    result = residual_dropout(residual, x, probability)
+    gradients = torch.autograd.grad((result * weight).sum(), [residual, x])
+    assert result.dtype == wide
+    # bfloat16 has 8 bits; the two steps round once more.
+    tolerance = {"rtol": 1e-12 if dtype == torch.float64 else 0.01, "atol": 1e-2 * (wide != dtype)}
+    torch.testing.assert_close(result, expected, **tolerance)
+    torch.testing.assert_close(gradients, expected_gradients, **tolerance)
 
 
 def test_dropout_follows_the_mode_and_the_seed():

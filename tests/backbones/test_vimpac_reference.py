@@ -152,6 +152,7 @@ def test_dropout_stands_where_the_original_has_it(norm, layout, monkeypatch):
         return x * (1 + 0.4 * torch.sin(5 * x)) if probability else x
 
     monkeypatch.setattr(dropout, "fast_dropout", probe)
+    monkeypatch.setattr(dropout, "residual_dropout", lambda r, x, p: r + probe(x, p))
     monkeypatch.setattr(axis_attention, "fast_dropout", probe)
     model = make_model(layout, norm=norm, dropout=0.1, num_layers=2)
     clips = make_clips((2, 3, 2))

@@ -1,5 +1,13 @@
+import io
 import json
+import logging
+import sys
 
+import pytest
+from tiny_project import make_tiny_project
+
+from vimpac_ext.command_line import start_logging
+from vimpac_ext.engine import prepare, run
 from vimpac_ext.engine.events import EventLog
 
 
@@ -43,3 +51,43 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     events.Reload()
     (scalar,) = events.Scalars("train_iter/loss")
     assert (scalar.step, scalar.value) == (7, 2.5)
+
+
+def test_the_log_file_has_the_lines_and_the_terminal_has_them_once(tmp_path, capsys):
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        start_logging(tmp_path)
+        with EventLog(tmp_path, tensorboard=False) as log:
+            log.write("train_iter", 3, {"loss": 0.5})
+        logging.getLogger("vimpac_ext").info("something else")
+        for handler in root.handlers:
+            handler.close()
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+    written = (tmp_path / "stdout.log").read_text().splitlines()
+    printed = capsys.readouterr().out.splitlines()
+    for found in (written, printed):
+        (line,) = (line for line in found if "json_stats: " in line)
+        assert json.loads(line.split("json_stats: ")[1]) == {
+            "_type": "train_iter",
+            "update": 3,
+            "loss": 0.5,
+        }
+        assert "I something else" in found
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_a_bar_on_a_terminal_and_plain_lines_elsewhere(stream, tmp_path, monkeypatch, capsys):
+    stderr = stream()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    run(prepare(make_tiny_project(tmp_path) / "pretrain.yaml"))
+    assert ("4/4" in stderr.getvalue()) == (stream is Terminal)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("json_stats: {") for line in lines) == 4

@@ -29,7 +29,8 @@ def project(tmp_path):
 def lines(folder, kind="train_iter"):
     """What a log says, without times."""
     events = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    varying = ("dt", "dt_data", "dt_net", "videos_per_second")
+    varying = ("dt", "dt_data", "dt_net", "videos_per_second", "clips_per_second", "eta")
+    varying += ("tokens_per_second", "mfu", "cpu_mem")
     return [
         {key: value for key, value in event.items() if key not in varying}
         for event in events

@@ -155,7 +155,17 @@ DEFAULTS: dict[str, Any] = {
     "RNG_SEED": 0,
     "OUTPUT_DIR": "output",
     "LOG_PERIOD": 10,  # updates between log lines
+    "LOG_MODEL_INFO": True,  # log parameters, operations and activation memory at the start
+    "LOG_MFU": True,  # log the share of the device's peak that matrix products use
     "TENSORBOARD": True,  # event files in OUTPUT_DIR/tensorboard
+    "TENSORBOARD_PICTURES_PERIOD": 0,  # epochs between pictures of a pre-training; 0 = none
+    "WANDB": {  # Weights & Biases; needs the package wandb
+        "ENABLE": False,
+        "PROJECT": "vimpac_ext",
+        "ENTITY": "",  # user or team; "" = yours
+        "RUN_NAME": "",  # "" = one is found
+        "MODE": "online",  # online, offline (to be uploaded later: wandb sync)
+    },
 }
 
 # Mappings from a free name to a component section.

@@ -18,6 +18,7 @@ _CHOICES = {
     "SOLVER.LR_POLICY": ("linear", "cosine", "step", "constant"),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "adamw_original", "adam", "sgd"),
     "SOLVER.NO_DECAY": ("vectors", "original"),
+    "WANDB.MODE": ("online", "offline"),
 }
 _POSITIVE = (
     "DATA.NUM_FRAMES",
@@ -67,6 +68,7 @@ _NOT_NEGATIVE = (
     "SOLVER.SCHEDULE_START_EPOCH",
     "NUM_GPUS",
     "RNG_SEED",
+    "TENSORBOARD_PICTURES_PERIOD",
 )
 
 
@@ -104,6 +106,9 @@ def validate(loaded: LoadedConfig) -> None:
     _check_schedule(loaded)
     _check_momentum(loaded)
     _check_crops(loaded)
+    shown = loaded.cfg.TENSORBOARD or loaded.cfg.WANDB.ENABLE
+    key = "TENSORBOARD_PICTURES_PERIOD"
+    _require(loaded, key, shown or not _value(loaded, key), "0 without TENSORBOARD")
 
 
 def _check_split_files(loaded: LoadedConfig) -> None:

@@ -1,4 +1,4 @@
-"""Where numbers go: json_stats lines, metrics.jsonl, TensorBoard and a progress bar."""
+"""Where numbers go: json_stats lines, metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import json
 import logging
@@ -9,7 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from vimpac_ext.engine.distributed import is_main
+from vimpac_ext.engine.wandb_log import WandbLog, WandbOptions
 from vimpac_ext.files import atomic_write
+from vimpac_ext.visualization.sheet import Image
 
 _logger = logging.getLogger(__name__)
 
@@ -23,9 +25,16 @@ class EventLog:
         first_update: the update that a training run starts or continues with. Lines of this and
             later updates, left by a run that was killed after its last checkpoint, are removed,
             since they are about to be written again. None = keep all lines.
+        wandb: where Weights & Biases shows the run; None = nowhere.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool, first_update: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensorboard: bool,
+        first_update: int | None = None,
+        wandb: WandbOptions | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
         self._evaluated: set[int] = set()
@@ -38,6 +47,7 @@ class EventLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_update)
+        self._wandb = WandbLog(folder, wandb, is_new=first_update == 1) if wandb else None
 
     def write(self, kind: str, update: int, scalars: dict[str, Any]) -> None:
         """Records one set of scalars.
@@ -45,18 +55,33 @@ class EventLog:
         Args:
             kind: PySlowFast's ``_type``: train_iter, train_epoch, test_final, ...
             update: parameter updates so far.
-            scalars: name -> plain value; numbers also go to TensorBoard.
+            scalars: name -> plain value; numbers also go to TensorBoard and Weights & Biases.
         """
         rounded = {name: _rounded(value) for name, value in scalars.items()}
         line = json.dumps({"_type": kind, "update": update, **rounded}, sort_keys=True)
         tqdm.write(f"json_stats: {line}", file=sys.stdout)
-        _logger.debug("json_stats: %s", line)
+        _logger.info("json_stats: %s", line, extra={"is_printed": True})  # to stdout.log
         self._file.write(line + "\n")
         self._file.flush()
         if self._tensorboard is not None:
             for name, value in scalars.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
                     self._tensorboard.add_scalar(f"{kind}/{name}", value, update)
+        if self._wandb is not None:
+            self._wandb.write(kind, update, scalars)
+
+    def write_image(self, tag: str, update: int, image: Image) -> None:
+        """Records a picture, where pictures can be shown.
+
+        Args:
+            tag: its name.
+            update: parameter updates so far.
+            image: uint8 (H, W, 3).
+        """
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(tag, image, update, dataformats="HWC")
+        if self._wandb is not None:
+            self._wandb.write_image(tag, update, image)
 
     def evaluated(self, update: int) -> bool:
         """Whether the log of a continued run already has an evaluation after ``update``."""
@@ -65,14 +90,16 @@ class EventLog:
     def __enter__(self) -> "EventLog":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        self.close(failed=kind is not None)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         """Flushes and closes all files."""
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.close(failed)
 
 
 def _rounded(value: Any) -> Any:
@@ -88,19 +115,28 @@ class SilentLog(EventLog):
     def write(self, kind: str, update: int, scalars: dict[str, Any]) -> None:
         """Does nothing."""
 
-    def close(self) -> None:
+    def write_image(self, tag: str, update: int, image: Image) -> None:
+        """Does nothing."""
+
+    def close(self, failed: bool = False) -> None:
         """Does nothing."""
 
 
-def open_events(folder: Path, tensorboard: bool, first_update: int | None = None) -> EventLog:
+def open_events(
+    folder: Path,
+    tensorboard: bool,
+    first_update: int | None = None,
+    wandb: WandbOptions | None = None,
+) -> EventLog:
     """The log of a run in the main process, one that writes nothing in the others.
 
     Args:
         folder: see `EventLog`, as the other arguments.
         tensorboard: whether to write event files.
         first_update: of a training run.
+        wandb: where Weights & Biases shows the run.
     """
-    return EventLog(folder, tensorboard, first_update) if is_main() else SilentLog()
+    return EventLog(folder, tensorboard, first_update, wandb) if is_main() else SilentLog()
 
 
 def _drop_updates_from(path: Path, first_update: int) -> set[int]:

@@ -19,6 +19,7 @@ from vimpac_ext.engine.knn_monitor import evaluate_knn
 from vimpac_ext.engine.requirements import require_inputs
 from vimpac_ext.engine.stages import begin, train_stages
 from vimpac_ext.engine.tester import Tester
+from vimpac_ext.engine.wandb_log import wandb_options
 from vimpac_ext.plugins import import_builtin_components, import_plugins
 
 _logger = logging.getLogger(__name__)
@@ -71,10 +72,12 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
 
     Raises:
         MissingInputError: listing everything that the run needs and does not find.
+        ConfigError: if it asks for a package that is not installed.
     """
     cfg = last_stage(loaded).cfg
     device = device_of(cfg, local_rank)
     require_inputs(loaded)
+    wandb_options(cfg)  # says so now if the package is missing
     folder = Path(cfg.OUTPUT_DIR)
     update = 0
     if cfg.TRAIN.ENABLE:
@@ -96,7 +99,7 @@ def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) ->
         update = load_model(path, task, tester.facts)
         _logger.info("testing %s", path)
     result = tester.report(task, folder / "test")
-    with open_events(folder, cfg.TENSORBOARD) as events:
+    with open_events(folder, cfg.TENSORBOARD, wandb=wandb_options(cfg)) as events:
         accuracies = {f"{name}_acc": f"{result[name]:.2f}" for name in ("top1", "top5")}
         protocol = {"split": "test_final", "protocol_id": result["protocol_id"]}
         events.write("test_final", update, {**protocol, **accuracies})

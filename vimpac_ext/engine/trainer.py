@@ -19,6 +19,7 @@ from vimpac_ext.engine.ema import Ema
 from vimpac_ext.engine.events import EventLog
 from vimpac_ext.engine.parallel import Replica, share_buffers
 from vimpac_ext.engine.rng import kept_rng, rng_state, set_rng_state
+from vimpac_ext.engine.step_meter import StepMeter
 from vimpac_ext.engine.stopping import StopRequest, TrainingStopped
 from vimpac_ext.engine.window import NonFiniteLossError, Window
 
@@ -39,6 +40,7 @@ class TrainerOptions:
         seed: of the masks.
         checkpoint_period_steps: updates between further checkpoints; 0 = none.
         ema_decay: of averaged weights; 0 = none.
+        picture_period: epochs between pictures; 0 = never.
         explosion_factor: stop when the loss is so many times the one logged before; 0 = never.
     """
 
@@ -51,6 +53,7 @@ class TrainerOptions:
     checkpoint_period_steps: int = 0
     ema_decay: float = 0.0
     explosion_factor: float = 0.0
+    picture_period: int = 0
 
 
 class Trainer:
@@ -71,6 +74,8 @@ class Trainer:
         options: numbers of the loop.
         evaluate: called with the update after every ``eval_period`` epochs, in every process.
         name_video: "video_index" of a batch -> name, for errors.
+        meter: watches the steps; None = one that knows no peak.
+        draw: called with the update after every ``picture_period`` epochs, in every process.
     """
 
     def __init__(
@@ -86,6 +91,8 @@ class Trainer:
         options: TrainerOptions,
         evaluate: Callable[[int], None] | None = None,
         name_video: Callable[[int], str] = str,
+        meter: StepMeter | None = None,
+        draw: Callable[[int], None] | None = None,
     ) -> None:
         self.task = task
         self.sampler = sampler
@@ -103,6 +110,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.ema = Ema(task, options.ema_decay) if options.ema_decay else None
         self.window = Window(name_video)
+        self.meter = meter or StepMeter(task)
+        self.draw = draw
         self._rng: dict[str, Any] | None = None
         self._last_loss: float | None = None
 
@@ -142,6 +151,8 @@ class Trainer:
                     raise TrainingStopped(stop_signal, done, path)
                 if self._evaluation_is_due(done):
                     self._evaluate(done)
+                if self._is_due(done, self.options.picture_period):
+                    self._look(self.draw, done)
 
     def _update(self, update: int, lr: float, batches: Iterator[Mapping]) -> dict[str, Tensor]:
         """One parameter update over all its micro-batches; returns the mean of their scalars."""
@@ -157,9 +168,11 @@ class Trainer:
             step = update * self.accumulation + micro_step
             self.generator.manual_seed(self.options.seed * 1_000_003 + step)
             # Gradients of several micro-batches are averaged over the processes once.
-            with self.replica.exchange(micro_step == self.accumulation - 1):
+            is_last = micro_step == self.accumulation - 1
+            with self.replica.exchange(is_last), self.meter.watch(batch):
                 with self._autocast():
                     scalars = self.replica(batch, self.generator)
+                self.meter.end_forward()
                 self.scaler.scale(scalars["loss"] / self.accumulation).backward()
             for name, value in scalars.items():
                 total[name] = total.get(name, 0.0) + value.detach().float() / self.accumulation
@@ -209,7 +222,8 @@ class Trainer:
                 )
         per_epoch = self.sampler.updates_per_epoch
         epoch = (done - 1) // per_epoch + 1
-        memory = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
+        timings = self.window.timings(self.sampler.batch_size)
+        left = self.sampler.num_updates - done
         self.events.write(
             "train_iter",
             done,
@@ -218,8 +232,7 @@ class Trainer:
                 "iter": f"{done - (epoch - 1) * per_epoch}/{per_epoch}",
                 "lr": lr,
                 **values,
-                **self.window.timings(self.sampler.batch_size),
-                "gpu_mem": f"{memory / 2**30:.2f}G",
+                **self.meter.columns(timings, self.accumulation, left),
             },
         )
         self.window.reset()
@@ -244,11 +257,17 @@ class Trainer:
         return from_main(path)
 
     def _evaluate(self, done: int) -> None:
-        assert self.evaluate is not None
-        share_buffers(self.task)
-        with kept_rng(), self.ema.applied_to(self.task) if self.ema else nullcontext():
-            self.evaluate(done)
-        self.task.train()
+        self._look(self.evaluate, done)
+
+    def _look(self, function: Callable[[int], None] | None, done: int) -> None:
+        """Calls what looks at the weights, and may do so in eval mode."""
+        assert function is not None
+        averaged = self.ema.applied_to(self.task) if self.ema else nullcontext()
+        with self.window.not_counted():
+            share_buffers(self.task)
+            with kept_rng(), averaged:
+                function(done)
+            self.task.train()
 
     def _evaluate_what_was_missed(self) -> None:
         """The run that saved the checkpoint may have been killed before it evaluated."""
@@ -268,7 +287,11 @@ class Trainer:
         return self._is_epoch_end(done) and (last or epoch % self.options.checkpoint_period == 0)
 
     def _evaluation_is_due(self, done: int) -> bool:
-        epoch, period = done // self.sampler.updates_per_epoch, self.options.eval_period
-        if self.evaluate is None or not period or not self._is_epoch_end(done):
+        return self.evaluate is not None and self._is_due(done, self.options.eval_period)
+
+    def _is_due(self, done: int, period: int) -> bool:
+        """Whether ``done`` ends an epoch that counts: every ``period``-th, and the last."""
+        if not period or not self._is_epoch_end(done):
             return False
+        epoch = done // self.sampler.updates_per_epoch
         return done == self.sampler.num_updates or epoch % period == 0

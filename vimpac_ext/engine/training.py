@@ -23,12 +23,15 @@ from vimpac_ext.engine.config_changes import config_changes
 from vimpac_ext.engine.distributed import is_main, rank, world_size
 from vimpac_ext.engine.events import EventLog, open_events
 from vimpac_ext.engine.knn_monitor import KnnMonitor
+from vimpac_ext.engine.model_info import log_model_info, step_meter
 from vimpac_ext.engine.optim import build_optimizer
 from vimpac_ext.engine.parallel import GlobalMasker
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.schedule import schedule_of
 from vimpac_ext.engine.tester import Tester, require_labels
 from vimpac_ext.engine.trainer import Trainer, TrainerOptions
+from vimpac_ext.engine.training_pictures import TrainingPictures
+from vimpac_ext.engine.wandb_log import wandb_options
 from vimpac_ext.files import atomic_write
 
 _logger = logging.getLogger(__name__)
@@ -37,7 +40,11 @@ _logger = logging.getLogger(__name__)
 _FREE_KEYS = (
     "OUTPUT_DIR",
     "LOG_PERIOD",
+    "LOG_MODEL_INFO",
+    "LOG_MFU",
     "TENSORBOARD",
+    "TENSORBOARD_PICTURES_PERIOD",
+    "WANDB",
     "NUM_GPUS",
     "NUM_CPU_PROCESSES",
     "DIST_TIMEOUT",
@@ -74,6 +81,8 @@ def train(
     task = _build(cfg, device)
     monitor = KnnMonitor(cfg, device, task) if cfg.KNN.ENABLE else None
     clips = training_clips(cfg, task)
+    drawing = cfg.TENSORBOARD_PICTURES_PERIOD > 0
+    pictures = TrainingPictures(cfg, device, task, clips) if drawing else None
     optimizer = build_optimizer(task, cfg.SOLVER)
     checkpointer = _checkpointer(cfg, folder, clips)
     checkpoint = _start(cfg, task, optimizer, checkpointer)
@@ -94,7 +103,10 @@ def train(
         sampler.first_update,
         world_size(),
     )
-    with open_events(folder, cfg.TENSORBOARD, sampler.first_update + 1) as events:
+    if cfg.LOG_MODEL_INFO:
+        log_model_info(cfg, task, device)
+    first_update = sampler.first_update + 1
+    with open_events(folder, cfg.TENSORBOARD, first_update, wandb_options(cfg)) as events:
         trainer = Trainer(
             task,
             sampler,
@@ -109,6 +121,8 @@ def train(
             if tester or monitor
             else None,
             name_video=lambda index: repr(clips.records[index].video_id),
+            meter=step_meter(cfg, task, device),
+            draw=partial(_draw, pictures, task, events) if pictures else None,
         )
         if checkpoint:
             trainer.restore(checkpoint)
@@ -245,6 +259,7 @@ def _options(cfg: CfgNode) -> TrainerOptions:
         checkpoint_period_steps=train.CHECKPOINT_PERIOD_STEPS,
         ema_decay=train.EMA_DECAY,
         explosion_factor=train.KILL_LOSS_EXPLOSION_FACTOR,
+        picture_period=cfg.TENSORBOARD_PICTURES_PERIOD,
     )
 
 
@@ -265,3 +280,8 @@ def _evaluate(
         update,
         {"top1_err": 100 - result.topk_accuracy(1), "top5_err": 100 - result.topk_accuracy(5)},
     )
+
+
+def _draw(pictures: TrainingPictures, task: nn.Module, events: EventLog, update: int) -> None:
+    # In every process, since the weights may be spread over them.
+    events.write_image("masked_and_completed", update, pictures.draw(task))

@@ -23,7 +23,7 @@ from vimpac_ext.engine.figures.clips import (
 from vimpac_ext.maskers import corrupt
 from vimpac_ext.registries import TASKS
 from vimpac_ext.tasks.objective import apply_heads
-from vimpac_ext.tasks.pretrain import PretrainTask
+from vimpac_ext.tasks.pretrain import Masker, PretrainTask
 from vimpac_ext.visualization import (
     Reconstruction,
     fill_hidden,
@@ -133,7 +133,7 @@ def reconstruct(
 
 
 def complete_tokens(
-    task: PretrainTask, tokens: Tensor, generator: torch.Generator
+    task: PretrainTask, tokens: Tensor, generator: torch.Generator, masker: Masker | None = None
 ) -> tuple[Tensor, Tensor]:
     """Hides tokens of one clip and puts the likeliest ones in their place.
 
@@ -141,6 +141,7 @@ def complete_tokens(
         task: with a masker, a backbone and a head for tokens, in eval mode.
         tokens: int64 (T, h, w), padding included.
         generator: source of the mask.
+        masker: draws the mask; None = the task's.
 
     Returns:
         The mask, bool (T, h, w), and the completed tokens, int64 (T, h, w).
@@ -148,9 +149,10 @@ def complete_tokens(
     Raises:
         ConfigError: if no head predicts tokens.
     """
-    assert task.masker is not None
+    masker = masker or task.masker
+    assert masker is not None
     clip = tokens[None]
-    hidden, mask = corrupt(clip, task.masker(clip, generator), task.special)
+    hidden, mask = corrupt(clip, masker(clip, generator), task.special)
     outputs = apply_heads(task.heads, {**task.backbone(hidden), "mask": mask})
     if "token_logits" not in outputs:
         names = ", ".join(type(head).__name__ for head in task.heads.values())

@@ -1,7 +1,8 @@
 """What the training loop remembers between two log lines."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ class Window:
         self.data_seconds = 0.0
         self._losses: list[tuple[Tensor, list[int]]] = []
         self._norms: list[Tensor] = []
+
+    @contextmanager
+    def not_counted(self) -> Iterator[None]:
+        """The time inside is not that of the updates."""
+        started = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - started
 
     def add_loss(self, loss: Tensor, videos: list[int]) -> None:
         """Remembers an update's loss and the indices of its videos."""

@@ -1,6 +1,6 @@
 """Many views of a video -> one prediction, and the numbers and files that report it."""
 
-from vimpac_ext.evaluation.complexity import multiply_adds, parameter_count
+from vimpac_ext.evaluation.complexity import matrix_flops, multiply_adds, parameter_count
 from vimpac_ext.evaluation.knn import knn_accuracy, knn_scores
 from vimpac_ext.evaluation.metrics import (
     confusion_matrix,
@@ -29,6 +29,7 @@ __all__ = [
     "knn_accuracy",
     "knn_scores",
     "label_ranks",
+    "matrix_flops",
     "multiply_adds",
     "parameter_count",
     "per_class_accuracy",

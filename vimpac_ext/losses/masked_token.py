@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vimpac_ext.losses.chunked_cross_entropy import chunked_cross_entropy
 from vimpac_ext.registries import LOSSES
 
 
@@ -38,9 +38,7 @@ class MaskedTokenLoss(nn.Module):
             if share.isnan():
                 warnings.warn("no token is masked in this batch: the masked-token loss is 0")
             return logits.float().sum()
-        # log_softmax converts as it reads: logits.float() would be one more copy on a GPU.
-        log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-        return F.nll_loss(log_probabilities, targets["token_targets"]) * share
+        return chunked_cross_entropy(logits, targets["token_targets"]) * share
 
 
 @torch.no_grad()

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Not of interest as a curve: counters, and how fast the machine was.
-UNPLOTTED = ("epoch", "iter", "dt", "dt_data", "dt_net", "videos_per_second", "gpu_mem")
+UNPLOTTED = (
+    *("epoch", "iter", "eta", "dt", "dt_data", "dt_net", "videos_per_second", "clips_per_second"),
+    *("tokens_per_second", "mfu", "gpu_mem", "cpu_mem"),
+)
 
 Series = list[tuple[int, float]]  # update, value
 

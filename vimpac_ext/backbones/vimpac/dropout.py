@@ -1,8 +1,11 @@
 """Dropout whose random numbers are cheap on CPU."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _LEVELS = 2**16
 
@@ -21,11 +24,55 @@ def fast_dropout(x: Tensor, probability: float) -> Tensor:
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, probability)
+    is_kept, scale = _draw(x, probability)
+    return x * is_kept.to(x.dtype).mul_(scale)
+
+
+def _draw(x: Tensor, probability: float) -> tuple[Tensor, float]:
+    """What is kept, bool in the shape of ``x``, and the factor that keeps the mean."""
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     levels = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -2**15 .. 2**15-1
     num_dropped_levels = round(probability * _LEVELS)
     is_kept = levels >= num_dropped_levels - _LEVELS // 2
-    return x * is_kept.to(x.dtype).mul_(_LEVELS / (_LEVELS - num_dropped_levels))
+    return is_kept, _LEVELS / (_LEVELS - num_dropped_levels)
+
+
+class _DroppedSum(torch.autograd.Function):
+    """`residual_dropout` on CPU; keeps one byte per element for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, x: Tensor, probability: float) -> Tensor:
+        is_kept, ctx.scale = _draw(x, probability)
+        mask = is_kept.view(torch.uint8)  # PyTorch multiplies with bool several times slower
+        ctx.save_for_backward(mask)
+        ctx.dtypes = residual.dtype, x.dtype
+        total = torch.promote_types(*ctx.dtypes)
+        return torch.add(residual.to(total), (x * mask).to(total), alpha=ctx.scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        of_residual, of_x = ctx.dtypes
+        return gradient.to(of_residual), (gradient.to(of_x) * mask).mul_(ctx.scale), None
+
+
+def residual_dropout(residual: Tensor, x: Tensor, probability: float) -> Tensor:
+    """``residual + fast_dropout(x, probability)``, on CPU faster and in less memory.
+
+    PyTorch adds float32 and bfloat16 several times slower there than float32 and float32.
+
+    Args:
+        residual: any shape, floating point, often wider than ``x``.
+        x: same shape.
+        probability: as for `fast_dropout`.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return residual + fast_dropout(x, probability)
+    if probability:
+        result: Tensor = _DroppedSum.apply(residual, x, probability)
+        return result
+    return residual + x.to(torch.promote_types(x.dtype, residual.dtype))
 
 
 class Dropout(nn.Module):
@@ -44,3 +91,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Any shape."""
         return fast_dropout(x, self.probability) if self.training else x
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """`residual_dropout` in training, the sum in eval mode; any shape."""
+        return residual_dropout(residual, x, self.probability if self.training else 0.0)

@@ -54,8 +54,8 @@ class AttentionBlock(nn.Module):
         if self.norm_style == "pre_normalized_residual":
             residual_cls, residual_tokens = cls, tokens
         cls, tokens = self.attention(cls, tokens, biases)
-        cls = residual_cls + self.dropout(self.output(cls))
-        tokens = residual_tokens + self.dropout(self.output(tokens))
+        cls = self.dropout.add_to(residual_cls, self.output(cls))
+        tokens = self.dropout.add_to(residual_tokens, self.output(tokens))
         if self.norm_style == "post":
             cls, tokens = self.norm(cls), self.norm(tokens)
         return cls, tokens
@@ -75,7 +75,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
         hidden = x if self.norm_style == "post" else self.norm(x)
-        x = x + self.dropout(self.contract(F.gelu(self.expand(hidden))))
+        x = self.dropout.add_to(x, self.contract(F.gelu(self.expand(hidden))))
         if self.norm_style == "post":
             x = self.norm(x)
         return x
