@@ -5,9 +5,10 @@
     python tools/benchmark.py data --only loader opening
     python tools/benchmark.py data --only decoding --videos a.mp4 b.avi
     python tools/benchmark.py data --only extraction --tokenizer dalle --device cuda
+    python tools/benchmark.py models configs/benchmark/k400_*.yaml   # any configurations
+    python tools/benchmark.py demo                        # five models on the demo's videos
 
-What is compared is measured in turns, in one run. Files are written to a temporary folder (set
-TMPDIR to choose the disk) and removed.
+Files of "data" are written to a temporary folder (set TMPDIR to choose the disk) and removed.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vimpac_ext.benchmarks.models_command import add_demo, add_models
 from vimpac_ext.command_line import run_tool
 from vimpac_ext.files import atomic_write
 
@@ -31,7 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in (_add_data,):  # one line for each subcommand
         command = add(subcommands)
         command.add_argument("--output", type=Path, metavar="JSON", help="write the numbers, too")
+    for add_command in (add_models, add_demo):  # these have a function `run`
+        add_command(subcommands)
     arguments = parser.parse_args(argv)
+    if "run" in arguments:
+        return int(arguments.run(arguments))
     # Imported late, so that --help answers at once.
     from vimpac_ext.benchmarks.result import machine
 
