@@ -165,11 +165,11 @@ def test_the_loss_of_pre_training_falls(name, options):
     batch = {"clips": clips.unflatten(0, (2, 2))}
     optimizer = build_optimizer(task, cfg.SOLVER)
     losses = []
-    for step in range(30):
+    for step in range(80):
         scalars = task.training_step(batch, torch.Generator().manual_seed(step))
         optimizer.zero_grad()
         scalars["loss"].backward()
         optimizer.step()
         losses.append(scalars["token_loss"].item())
     assert losses[0] > 3.5  # log 64 = 4.2
-    assert sum(losses[-5:]) / 5 < 1.0
+    assert sum(losses[-5:]) / 5 < 1.2  # who knows the four tokens only has log 4 = 1.39

@@ -38,9 +38,17 @@ def test_the_shipped_configs_train_and_test_on_the_same_clips():
     configs = {name: prepare(CONFIGS / f"{name}.yaml").cfg for name in TITLES}
     first = configs["vimpac"]
     for cfg in configs.values():
-        assert [cfg.DATA[key] for key in PROTOCOL_KEYS] == [first.DATA[key] for key in PROTOCOL_KEYS]
+        assert [cfg.DATA[key] for key in PROTOCOL_KEYS] == [
+            first.DATA[key] for key in PROTOCOL_KEYS
+        ]
         assert cfg.DATA.TRAIN_VIEWS == first.DATA.TRAIN_VIEWS
-        for key in ("DATASET", "NUM_ENSEMBLE_VIEWS", "NUM_SPATIAL_CROPS", "START_RULE", "PRECISION"):
+        for key in (
+            "DATASET",
+            "NUM_ENSEMBLE_VIEWS",
+            "NUM_SPATIAL_CROPS",
+            "START_RULE",
+            "PRECISION",
+        ):
             assert cfg.TEST[key] == first.TEST[key]
         assert cfg.TRAIN.DATASET == first.TRAIN.DATASET
         assert cfg.TRAIN.BATCH_SIZE == first.TRAIN.BATCH_SIZE
@@ -119,7 +127,9 @@ def test_a_document_gets_table_and_files(tmp_path):
 
 def test_the_documented_table_is_that_of_its_file():
     results = DOCUMENT.with_name("benchmark_demo.csv")
-    block = re.search(r"<!-- demo -->\n(.*?)\n<!-- end of demo -->", DOCUMENT.read_text(), re.DOTALL)
+    block = re.search(
+        r"<!-- demo -->\n(.*?)\n<!-- end of demo -->", DOCUMENT.read_text(), re.DOTALL
+    )
     if results.is_file():
         published = read_comparison(results)
         assert block[1] == f"{table_of(published)}\n{facts_of(published)}"
@@ -167,7 +177,9 @@ def test_runs_all_once_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert [row["top1"] for row in again] == [row["top1"] for row in found]
     assert len(begun) == 3 + len(TITLES) - 1
     changed = configs / "frames.yaml"
-    changed.write_text(changed.read_text().replace("SOLVER: {MAX_EPOCH: 1}", "SOLVER: {MAX_EPOCH: 2}"))
+    changed.write_text(
+        changed.read_text().replace("SOLVER: {MAX_EPOCH: 1}", "SOLVER: {MAX_EPOCH: 2}")
+    )
     with pytest.raises(ProtocolError, match="runs of frames with other settings: choose another"):
         compare(configs, tmp_path / "output", [0], make_data)
 

@@ -22,6 +22,7 @@ from vimpac_ext.data import (
     spatial_views,
 )
 from vimpac_ext.data.random_views import RandomView
+from vimpac_ext.engine.model_fit import require_test_crop
 from vimpac_ext.registries import (
     ALL_REGISTRIES,
     BACKBONES,
@@ -102,6 +103,7 @@ def build_task(cfg: CfgNode) -> Any:
             clip_size=(cfg.DATA.NUM_FRAMES, side, side),
             vocab_size=cfg.DATA.VOCAB_SIZE,
         )
+        require_test_crop(cfg, parts["backbone"], token_grid(cfg, cfg.DATA.TEST_CROP_SIZE))
     if wants(TASKS, cfg.TASK, "heads"):
         parts["heads"] = _build_heads(cfg, parts["backbone"], common)
     if wants(TASKS, cfg.TASK, "losses"):
