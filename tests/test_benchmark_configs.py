@@ -1,4 +1,4 @@
-"""The shipped configurations of other backbones: protocols, training on real clips, pre-training."""
+"""The shipped configurations of other backbones: protocols, real clips, pre-training."""
 
 from pathlib import Path
 
@@ -34,7 +34,8 @@ PUBLISHED = {
 
 
 def test_every_family_has_both_data_sets():
-    assert FAMILIES == sorted(p.stem.removeprefix("ssv2_") for p in FOLDER.glob("ssv2_*.yaml"))
+    something = sorted(path.stem.removeprefix("ssv2_") for path in FOLDER.glob("ssv2_*.yaml"))
+    assert something == FAMILIES
     assert set(FAMILIES) == {*PUBLISHED, "frames_mean", "frames_attention", "vimpac"}
 
 
@@ -43,7 +44,8 @@ def test_protocols_of_kinetics_are_the_published_ones(name):
     cfg = prepare(FOLDER / f"k400_{name}.yaml").cfg
     found = (cfg.DATA.NUM_FRAMES, cfg.DATA.SAMPLING_RATE, cfg.DATA.TEST_CROP_SIZE)
     assert (*found, cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS) == PUBLISHED[name]
-    assert cfg.DATA.TARGET_FPS == (25 if name == "vivit" else 30)
+    rate = 25 if name == "vivit" else 30
+    assert cfg.DATA.TARGET_FPS == rate
 
 
 @pytest.mark.parametrize("name", FAMILIES)

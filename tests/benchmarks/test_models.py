@@ -108,7 +108,8 @@ def test_the_accuracy_of_the_own_run_is_taken(tmp_path):
 
 def costs():
     first = ModelCost(
-        "a", "Backbone x", 1.5, 2.0, 10, 3, "8 x 32 x 32", "fp32 / bf16", 100.0, 20.0, 300.4, 900.0, 2
+        "a", "Backbone x", 1.5, 2.0, 10, 3, "8 x 32 x 32", "fp32 / bf16",
+        100.0, 20.0, 300.4, 900.0, 2,
     )  # fmt: skip
     return [replace(first, top1=70.0), replace(first, name="b", gflops=4.0)]
 

@@ -35,6 +35,7 @@ TITLES = {  # config -> how the table calls it
     "space_time": "ViT, space-time",
 }
 PRETRAIN = "vimpac_pretrain"
+_UNLABELLED_TOKENS, _TOKENS = "tokens_unlabelled", "tokens_labelled"
 # Some models read tokens, others pixels; all else of the protocol must be the same.
 _MAY_DIFFER = ("tokenizer",)
 
@@ -61,7 +62,7 @@ def compare(
         "gflops" (10^9 multiply-adds of a clip, the tokenizer's included), "tokenizer_gflops",
         "temporal_views", "spatial_crops", "seconds" (training and test), "seconds_before"
         (tokens and pre-training), "top1" and "top5" (percent), "test_videos", "threads",
-        "processor" and "load_average".
+        "processor" and "load_average" (when the model's test was over).
 
     Raises:
         ProtocolError: the configurations do not test alike, or a run in ``output`` was made with
@@ -70,7 +71,7 @@ def compare(
     """
     if not (configs / f"{PRETRAIN}.yaml").is_file():
         raise FileNotFoundError(
-            f"no {PRETRAIN}.yaml in {configs}: the comparison runs from a checkout of the repository"
+            f"no {PRETRAIN}.yaml in {configs}: the comparison needs a checkout of the repository"
         )
     rows = []
     for seed in seeds:
@@ -81,23 +82,26 @@ def compare(
 def _compare_seed(configs: Path, folder: Path, seed: int, make_data: Callable) -> list[Row]:
     names = (PRETRAIN, *TITLES)
     loaded = {
-        name: prepare(configs / f"{name}.yaml", _overrides(name, configs, folder, seed))
-        for name in names
+        name: prepare(configs / f"{name}.yaml", _overrides(name, folder, seed)) for name in names
     }
     _require_same_settings(folder, loaded)
     clock = Clock(folder / "seconds.json")
     with clock.timed("videos"):
         make_data(folder / "data", seed=seed)
-    for name, config in ((PRETRAIN, "tokens for pre-training"), ("vimpac", "tokens")):
-        _once(folder / f"{config}.done", clock, config, partial(extract_stores, loaded[name]))
-    _once(folder / "pretrain.done", clock, PRETRAIN, partial(run, loaded[PRETRAIN]))
+    for stage, name in ((_UNLABELLED_TOKENS, PRETRAIN), (_TOKENS, "vimpac")):
+        _once(folder, clock, stage, partial(extract_stores, loaded[name]))
+    _once(folder, clock, PRETRAIN, partial(run, loaded[PRETRAIN]))
     rows, protocols = [], {}
     for name in TITLES:
-        work = partial(run, loaded[name])
-        _once(folder / f"{name}.done", clock, name, work)
+        where = _once(folder, clock, name, partial(run, loaded[name]))
         result = json.loads((folder / name / "test" / "result.json").read_text())
         protocols[name] = result["protocol"]
-        rows.append(_row(name, seed, loaded[name], result, clock.seconds))
+        measured = _measured(loaded[name], clock.seconds)
+        accuracies = {key: result[key] for key in ("top1", "top5")}
+        videos = {"test_videos": result["protocol"]["scored_videos"]}
+        first = {"model": name, "title": TITLES[name], "seed": seed}
+        seconds = {"seconds": clock.seconds[name]}
+        rows.append({**first, **measured, **seconds, **accuracies, **videos, **where})
     require_one_protocol(protocols)
     return rows
 
@@ -144,17 +148,24 @@ class Clock:
                 json.dump(self.seconds, file)
 
 
-def _once(done: Path, clock: Clock, stage: str, work: Callable[[], Any]) -> None:
+def _once(folder: Path, clock: Clock, stage: str, work: Callable[[], Any]) -> Row:
+    """Does the work unless it is done; returns on what it was done."""
+    done = folder / f"{stage}.done.json"
     if done.is_file():
         _logger.info("--- %s: done before", stage)
-        return
+        where: Row = json.loads(done.read_text())
+        return where
     with clock.timed(stage):
         work()
+    found = machine()
+    where = {key: found[key] for key in ("processor", "load_average")}
+    where["threads"] = torch.get_num_threads()
     with atomic_write(done) as file:
-        file.write("done\n")
+        json.dump(where, file)
+    return where
 
 
-def _overrides(name: str, configs: Path, folder: Path, seed: int) -> list[str]:
+def _overrides(name: str, folder: Path, seed: int) -> list[str]:
     """The demo's configs with this seed, below this folder."""
     values: dict[str, Any] = {
         "OUTPUT_DIR": folder / name,
@@ -191,38 +202,22 @@ def _require_same_settings(folder: Path, loaded: Mapping[str, LoadedConfig]) -> 
         json.dump(settings, file, indent=2)
 
 
-def _row(
-    name: str,
-    seed: int,
-    loaded: LoadedConfig,
-    result: Mapping[str, Any],
-    seconds: Mapping[str, float],
-) -> Row:
+def _measured(loaded: LoadedConfig, seconds: Mapping[str, float]) -> Row:
+    """What a row says besides the result."""
     task = build_task(loaded.cfg)
     clip = random_clips(loaded, task.backbone.input_kind, 1, torch.device("cpu"))
     model = multiply_adds(Classifier(task), clip) / 1e9
     tokens = _tokenizer_gflops(loaded) if task.backbone.input_kind == "tokens" else 0.0
-    stages = ["tokens"] if tokens else []
+    before = [_TOKENS] if tokens else []
     if loaded.cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        stages += ["tokens for pre-training", PRETRAIN]
-    where = machine()
+        before += [_UNLABELLED_TOKENS, PRETRAIN]
     return {
-        "model": name,
-        "title": TITLES[name],
-        "seed": seed,
         "parameters": round(parameter_count(task) / 1e6, 4),
         "gflops": round(model + tokens, 5),
         "tokenizer_gflops": round(tokens, 5),
         "temporal_views": loaded.cfg.TEST.NUM_ENSEMBLE_VIEWS,
         "spatial_crops": loaded.cfg.TEST.NUM_SPATIAL_CROPS,
-        "seconds": seconds[name],
-        "seconds_before": round(sum(seconds[stage] for stage in stages), 1),
-        "top1": result["top1"],
-        "top5": result["top5"],
-        "test_videos": result["protocol"]["scored_videos"],
-        "threads": torch.get_num_threads(),
-        "processor": where["processor"],
-        "load_average": where["load_average"],
+        "seconds_before": round(sum(seconds[stage] for stage in before), 1),
     }
 
 

@@ -86,10 +86,10 @@ def facts_of(rows: Sequence[Row]) -> str:
     busiest = max(row["load_average"] for row in rows)
     return (
         f"`python tools/benchmark.py demo --seeds {' '.join(seeds)}` on {processors}, {threads} "
-        f"threads, load average up to {busiest:.1f} when a table was made; "
-        f"{rows[0]['test_videos']:.0f} test videos a seed. Seconds are of training and test, before "
-        "them of extracting tokens and of pre-training; GFLOPs are 10^9 multiply-adds of a clip, "
-        "the tokenizer's included."
+        f"threads, load average up to {busiest:.1f} after a test; "
+        f"{rows[0]['test_videos']:.0f} test videos a seed. Seconds are of training and test; "
+        "seconds before, of extracting tokens and of pre-training. GFLOPs are 10^9 multiply-adds "
+        "of a clip, the tokenizer's included."
     )
 
 

@@ -137,10 +137,8 @@ def measure_model(path: Path, options: MeasureOptions, top1: float | None = None
     if not hasattr(task, "backbone"):
         raise ValueError(f"{path}: {cfg.TASK.NAME} has no backbone to measure")
     test, train = (options.precision or cfg[part].PRECISION for part in ("TEST", "TRAIN"))
-    gflops = (
-        multiply_adds(Classifier(task), random_clips(loaded, task.backbone.input_kind, 1, device))
-        / 1e9
-    )
+    clip = random_clips(loaded, task.backbone.input_kind, 1, device)
+    gflops = multiply_adds(Classifier(task), clip) / 1e9
 
     memory.reset()
     # A task that predicts no classes is not tested: its backbone alone is timed.

@@ -27,6 +27,6 @@ def require_test_crop(cfg: CfgNode, backbone: Any, grid: tuple[int, int, int]) -
         backbone.require_fit(advice, (cfg.DATA.NUM_FRAMES, side, side))
     elif getattr(backbone, "grid", grid) != grid:
         raise ConfigError(
-            f"{type(backbone).__name__} was built for clips of {tuple(backbone.grid)} tokens; those of "
-            f"DATA.TEST_CROP_SIZE {side} are {tuple(grid)}. {advice}"
+            f"{type(backbone).__name__} was built for clips of {tuple(backbone.grid)} tokens; "
+            f"those of DATA.TEST_CROP_SIZE {side} are {tuple(grid)}. {advice}"
         )

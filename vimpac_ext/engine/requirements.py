@@ -113,7 +113,7 @@ def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:
 
 
 def _command_for_checkpoint(loaded: LoadedConfig, path: Path) -> str:
-    """The command whose OUTPUT_DIR is (above) ``path``, from the configs beside this one's files."""
+    """The command whose OUTPUT_DIR is (above) ``path``, from the configs around."""
     files = [Path(os.path.normpath(source)) for source in set(loaded.sources.values())]
     folders = {loaded.path.parent, *(file.parent for file in files if file.is_file())}
     makers: dict[Path, Path] = {}
