@@ -17,6 +17,7 @@ from vimpac_ext.benchmarks.comparison import (
     require_one_protocol,
 )
 from vimpac_ext.benchmarks.comparison_report import (
+    block_of,
     facts_of,
     publish,
     read_comparison,
@@ -123,7 +124,8 @@ def test_the_documented_table_is_that_of_its_file():
     )
     if results.is_file():
         published = read_comparison(results)
-        assert block[1] == f"{table_of(published)}\n{facts_of(published)}"
+        assert block[1] == block_of(published, results.stem)
+        assert results.with_suffix(".png").is_file()
     else:
         assert block[1] == "Not run yet."
 

@@ -142,6 +142,11 @@ def test_bad_accuracies(tmp_path, text, message):
         accuracies_of(path, ["a", "b"])
 
 
+def test_names_that_agree_have_their_folders():
+    paths = [Path("a/x.yaml"), Path("b/x.yaml"), Path("b/y.yaml")]
+    assert models.names_of(paths) == ["a/x", "b/x", "y"]
+
+
 def test_a_document_gets_its_table(tmp_path):
     path = tmp_path / "doc.md"
     path.write_text("top\n<!-- models -->\nold\n<!-- end of models -->\nrest\n")
@@ -151,20 +156,28 @@ def test_a_document_gets_its_table(tmp_path):
         replace_block(path, "demo", "new")
 
 
-def test_the_tool_measures_all_that_can_be_measured(tmp_path, capsys):
+def test_the_tool_measures_all_that_can_be_measured(tmp_path, capsys, monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     bad = write_config(tmp_path, "bad", BACKBONE={"NAME": "TimmFrames", "model": "resnt18"})
+    killed = write_config(tmp_path, "killed", PLUGINS=["kills_its_process"])
+    (tmp_path / "kills_its_process.py").write_text("import os\n\nos._exit(9)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     document, accuracies = tmp_path / "doc.md", tmp_path / "accuracies.csv"
     document.write_text("<!-- models -->\n<!-- end of models -->\n")
     accuracies.write_text("name,top1\ntiny,12.5\n")
-    words = ["models", bad, write_config(tmp_path), "--seconds", "0", "--device", "cpu"]
+    words = ["models", bad, killed, write_config(tmp_path), "--seconds", "0", "--device", "cpu"]
     words += ["--output", tmp_path / "out", "--docs", document, "--accuracy", accuracies]
     assert tool.main([*map(str, words), "--opts", "DATA.NUM_FRAMES", "3"]) == 1
     printed = capsys.readouterr().out
     assert "| tiny | TimmSpaceTime vit_tiny_patch16_224 | 3 x 32 x 32 |" in printed
     assert "bad was not measured: ValueError: timm has no model 'resnt18'" in printed
     rows = read_csv(tmp_path / "out" / "models.csv")
-    assert [(row["name"], row["top1"]) for row in rows] == [("bad", ""), ("tiny", "12.5")]
+    assert [(row["name"], row["top1"]) for row in rows] == [
+        ("bad", ""),
+        ("killed", ""),
+        ("tiny", "12.5"),
+    ]
+    assert "killed was not measured: BrokenProcessPool: A process" in printed
     assert "| tiny | TimmSpaceTime" in document.read_text()

@@ -48,13 +48,19 @@ def read_comparison(path: Path) -> list[Row]:
 
 
 def publish(document: Path, rows: Sequence[Row]) -> None:
-    """Puts the table into a document, and csv, Markdown and plot beside it (``<document>_demo.*``).
+    """Puts the table into a document; csv, Markdown and plot (``<document>_demo.*``) beside it.
 
     Raises:
         ValueError: the document has no place for it (see `replace_block`).
     """
-    replace_block(document, "demo", f"{table_of(rows)}\n{facts_of(rows)}")
-    write_comparison(document.parent, rows, stem=f"{document.stem}_demo")
+    stem = f"{document.stem}_demo"
+    replace_block(document, "demo", block_of(rows, stem))
+    write_comparison(document.parent, rows, stem)
+
+
+def block_of(rows: Sequence[Row], stem: str) -> str:
+    """Table, facts and the link to the plot, for a document."""
+    return f"{table_of(rows)}\n{facts_of(rows)}\n\n![The models of the table]({stem}.png)"
 
 
 def table_of(rows: Sequence[Row]) -> str:

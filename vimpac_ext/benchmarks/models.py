@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -94,6 +94,15 @@ class ModelCost:
         return self.gflops * self.temporal_views * self.spatial_crops
 
 
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Names of configurations: of the files, without suffix; with their folders where two agree."""
+    stems = [path.stem for path in paths]
+    return [
+        path.stem if stems.count(path.stem) == 1 else path.with_suffix("").as_posix()
+        for path in paths
+    ]
+
+
 def measure_models(
     paths: Sequence[Path], options: MeasureOptions, accuracies: Mapping[str, float] | None = None
 ) -> Iterator[ModelCost]:
@@ -104,16 +113,17 @@ def measure_models(
     Args:
         paths: configurations.
         options: the same for all.
-        accuracies: name (of the file, without its suffix) -> top-1 in percent.
+        accuracies: name (see `names_of`) -> top-1 in percent.
     """
-    for path in paths:
-        top1 = (accuracies or {}).get(path.stem)
+    for path, name in zip(paths, names_of(paths), strict=True):
+        top1 = (accuracies or {}).get(name)
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 cost = pool.submit(measure_model, path, options, top1).result()
+            cost = replace(cost, name=name)
         except (ValueError, RuntimeError, ImportError, OSError) as error:
             # Also a process that was killed, e.g. for want of memory.
-            cost = ModelCost(path.stem, error=f"{type(error).__name__}: {error}", top1=top1)
+            cost = ModelCost(name, error=f"{type(error).__name__}: {error}", top1=top1)
         yield cost
 
 

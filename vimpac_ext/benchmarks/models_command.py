@@ -48,7 +48,7 @@ def run_models(arguments: argparse.Namespace) -> int:
     """Measures, writes and prints; returns 1 if a model could not be measured."""
     import torch
 
-    from vimpac_ext.benchmarks.models import MeasureOptions, measure_models
+    from vimpac_ext.benchmarks.models import MeasureOptions, measure_models, names_of
     from vimpac_ext.benchmarks.models_report import accuracies_of, models_markdown, write_models
     from vimpac_ext.benchmarks.result import machine
     from vimpac_ext.benchmarks.tables import replace_block
@@ -62,7 +62,7 @@ def run_models(arguments: argparse.Namespace) -> int:
         overrides=tuple(arguments.opts),
         plugins=tuple(arguments.plugin),
     )
-    names = [path.stem for path in arguments.configs]
+    names = names_of(arguments.configs)
     accuracies = accuracies_of(arguments.accuracy, names) if arguments.accuracy else {}
     where = machine()
     words = ["python", "tools/benchmark.py", "models", *map(str, arguments.configs)]
@@ -82,7 +82,11 @@ def run_models(arguments: argparse.Namespace) -> int:
         print(f"{cost.name}: {cost.error or 'measured'}", flush=True)
     print(f"\n{models_markdown(costs)}\nwrote {arguments.output}/models.md, .csv and .png")
     if arguments.docs:
-        replace_block(arguments.docs, "models", f"{heading}\n\n{models_markdown(costs)}")
+        stem = f"{arguments.docs.stem}_models"
+        picture = f"![The models of the table]({stem}.png)"
+        text = f"{heading}\n\n{models_markdown(costs)}\n{picture}"
+        replace_block(arguments.docs, "models", text)
+        write_models(arguments.docs.parent, costs, heading, stem)
     return 1 if any(cost.error for cost in costs) else 0
 
 

@@ -14,6 +14,7 @@ from vimpac_ext.benchmarks.tables import (
     save_scatter,
     write_csv,
 )
+from vimpac_ext.files import atomic_write
 
 _HEADER = (
     *("config", "backbone", "clip", "params (M)", "GFLOPs × views", "test clips/s"),
@@ -69,23 +70,24 @@ def models_markdown(costs: Sequence[ModelCost]) -> str:
     return text + ("\n" + "\n".join(failed) + "\n" if failed else "")
 
 
-def write_models(folder: Path, costs: Sequence[ModelCost], heading: str) -> None:
-    """Writes ``models.md``, ``models.csv`` and, if anything was measured, ``models.png``.
+def write_models(
+    folder: Path, costs: Sequence[ModelCost], heading: str, stem: str = "models"
+) -> None:
+    """Writes ``<stem>.md``, ``<stem>.csv`` and, if anything was measured, ``<stem>.png``.
 
     Args:
         folder: made if needed; files are replaced.
         costs: at least one.
         heading: above the table: command and hardware.
+        stem: of the files' names.
     """
-    from vimpac_ext.files import atomic_write
-
     rows = [{**asdict(cost), "gflops_of_all_views": cost.gflops_of_all_views} for cost in costs]
-    write_csv(folder / "models.csv", rows)
-    with atomic_write(folder / "models.md") as file:
+    write_csv(folder / f"{stem}.csv", rows)
+    with atomic_write(folder / f"{stem}.md") as file:
         file.write(f"{heading}\n\n{models_markdown(costs)}")
     panels = _panels(costs)
     if panels:
-        save_scatter(folder / "models.png", panels)
+        save_scatter(folder / f"{stem}.png", panels)
 
 
 def _panels(costs: Sequence[ModelCost]) -> list[Panel]:
