@@ -116,14 +116,13 @@ def test_trains_and_tests_on_real_clips(name, dataset, real_videos, tmp_path):
         **small(name),
     }
     overrides = [str(word) for pair in values.items() for word in pair]
-    loaded = prepare(FOLDER / f"{dataset}_{name}.yaml", overrides)
-    result = run(loaded)
     shipped = prepare(FOLDER / f"{dataset}_{name}.yaml").cfg.TEST
-    protocol = result["protocol"]
-    assert (protocol["temporal_views"], protocol["spatial_crops"]) == (
-        shipped.NUM_ENSEMBLE_VIEWS,
-        shipped.NUM_SPATIAL_CROPS,
-    )
+    views = min(shipped.NUM_ENSEMBLE_VIEWS, 2)
+    overrides += ["TEST.NUM_ENSEMBLE_VIEWS", str(views)]
+    loaded = prepare(FOLDER / f"{dataset}_{name}.yaml", overrides)
+    protocol = run(loaded)["protocol"]
+    assert protocol["temporal_views"] == views
+    assert protocol["spatial_crops"] == shipped.NUM_SPATIAL_CROPS
     assert (protocol["expected_videos"], protocol["decoded_videos"]) == (1, 1)
     scores = np.load(tmp_path / "output/test/scores.npz")["scores"]
     assert scores.shape == (1, loaded.cfg.MODEL.NUM_CLASSES)

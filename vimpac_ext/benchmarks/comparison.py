@@ -69,31 +69,43 @@ def compare(
             other settings.
         FileNotFoundError: ``configs`` is no such folder.
     """
-    if not (configs / f"{PRETRAIN}.yaml").is_file():
-        raise FileNotFoundError(
-            f"no {PRETRAIN}.yaml in {configs}: the comparison needs a checkout of the repository"
-        )
     rows = []
     for seed in seeds:
         rows += _compare_seed(configs, output / f"seed_{seed}", seed, make_data)
     return rows
 
 
-def _compare_seed(configs: Path, folder: Path, seed: int, make_data: Callable) -> list[Row]:
-    names = (PRETRAIN, *TITLES)
+def prepare_seed(
+    configs: Path, folder: Path, seed: int, make_data: Callable
+) -> tuple[dict[str, LoadedConfig], "Clock"]:
+    """Makes videos and tokens and pre-trains, unless that is done.
+
+    Returns:
+        The configurations by name, and the clock of ``folder``.
+    """
+    if not (configs / f"{PRETRAIN}.yaml").is_file():
+        raise FileNotFoundError(
+            f"no {PRETRAIN}.yaml in {configs}: the comparison needs a checkout of the repository"
+        )
     loaded = {
-        name: prepare(configs / f"{name}.yaml", _overrides(name, folder, seed)) for name in names
+        name: prepare(configs / f"{name}.yaml", overrides_of(name, folder, seed))
+        for name in (PRETRAIN, *TITLES)
     }
-    _require_same_settings(folder, loaded)
+    require_same_settings(folder, loaded)
     clock = Clock(folder / "seconds.json")
     with clock.timed("videos"):
         make_data(folder / "data", seed=seed)
     for stage, name in ((_UNLABELLED_TOKENS, PRETRAIN), (_TOKENS, "vimpac")):
-        _once(folder, clock, stage, partial(extract_stores, loaded[name]))
-    _once(folder, clock, PRETRAIN, partial(run, loaded[PRETRAIN]))
+        once(folder, clock, stage, partial(extract_stores, loaded[name]))
+    once(folder, clock, PRETRAIN, partial(run, loaded[PRETRAIN]))
+    return loaded, clock
+
+
+def _compare_seed(configs: Path, folder: Path, seed: int, make_data: Callable) -> list[Row]:
+    loaded, clock = prepare_seed(configs, folder, seed, make_data)
     rows, protocols = [], {}
     for name in TITLES:
-        where = _once(folder, clock, name, partial(run, loaded[name]))
+        where = once(folder, clock, name, partial(run, loaded[name]))
         result = json.loads((folder / name / "test" / "result.json").read_text())
         protocols[name] = result["protocol"]
         measured = _measured(loaded[name], clock.seconds)
@@ -148,8 +160,8 @@ class Clock:
                 json.dump(self.seconds, file)
 
 
-def _once(folder: Path, clock: Clock, stage: str, work: Callable[[], Any]) -> Row:
-    """Does the work unless it is done; returns on what it was done."""
+def once(folder: Path, clock: Clock, stage: str, work: Callable[[], Any]) -> Row:
+    """Does the work of a stage unless it is done; returns on what it was done."""
     done = folder / f"{stage}.done.json"
     if done.is_file():
         _logger.info("--- %s: done before", stage)
@@ -165,7 +177,7 @@ def _once(folder: Path, clock: Clock, stage: str, work: Callable[[], Any]) -> Ro
     return where
 
 
-def _overrides(name: str, folder: Path, seed: int) -> list[str]:
+def overrides_of(name: str, folder: Path, seed: int) -> list[str]:
     """The demo's configs with this seed, below this folder."""
     values: dict[str, Any] = {
         "OUTPUT_DIR": folder / name,
@@ -182,7 +194,7 @@ def _overrides(name: str, folder: Path, seed: int) -> list[str]:
     return [str(word) for pair in values.items() for word in pair]
 
 
-def _require_same_settings(folder: Path, loaded: Mapping[str, LoadedConfig]) -> None:
+def require_same_settings(folder: Path, loaded: Mapping[str, LoadedConfig]) -> None:
     """Refuses to go on with a folder whose runs have other settings."""
     path = folder / "settings.json"
     # Where the folder lies makes no difference.
@@ -190,16 +202,17 @@ def _require_same_settings(folder: Path, loaded: Mapping[str, LoadedConfig]) -> 
         name: sha256_of(re.sub(re.escape(str(folder)), "FOLDER", config.cfg.dump()))
         for name, config in loaded.items()
     }
+    before = {}
     if path.is_file():
         before = json.loads(path.read_text())
-        changed = [name for name, value in settings.items() if before.get(name) != value]
+        changed = [name for name in settings if before.get(name, settings[name]) != settings[name]]
         if changed:
             raise ProtocolError(
                 f"{folder} has runs of {', '.join(changed)} with other settings: choose another "
                 "--output, or delete that folder"
             )
     with atomic_write(path) as file:
-        json.dump(settings, file, indent=2)
+        json.dump({**before, **settings}, file, indent=2)
 
 
 def _measured(loaded: LoadedConfig, seconds: Mapping[str, float]) -> Row:

@@ -40,6 +40,13 @@ def add_demo(subcommands: Any) -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("output/benchmark_demo"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    parser.add_argument(
+        "--rates",
+        type=float,
+        nargs="+",
+        help="instead, try these learning rates for every model, on the videos of --rates_seed",
+    )
+    parser.add_argument("--rates_seed", type=int, default=100, help="default: 100")
     parser.add_argument("--docs", type=Path, metavar="MD", help="also put the table into this file")
     parser.set_defaults(run=run_demo)
 
@@ -97,6 +104,13 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from vimpac_ext.command_line import start_logging
 
     start_logging(arguments.output)
+    if arguments.rates:
+        from vimpac_ext.benchmarks.rates import rates_table, try_rates, write_rates
+
+        trials = try_rates(DEMO_CONFIGS, arguments.output, arguments.rates_seed, arguments.rates)
+        write_rates(arguments.output, trials, arguments.docs)
+        print(f"\n{rates_table(trials)}\nwrote {arguments.output}/rates.csv")
+        return 0
     rows = compare(DEMO_CONFIGS, arguments.output, arguments.seeds)
     write_comparison(arguments.output, rows)
     print(f"\n{table_of(rows)}\nwrote {arguments.output}/comparison.md, .csv and .png")
