@@ -29,9 +29,11 @@ def build(path):
     overrides = ["MODEL.NUM_CLASSES", "7"] if path not in RUNNABLE else []
     if load_config(path).cfg.DATA.TOKENS == "online":  # the one with weights at hand
         overrides += ["TOKENIZER.NAME", "VQVAETokenizer", "DATA.VOCAB_SIZE", "64"]
+    if load_config(path).cfg.TASK.get("mixup"):
+        overrides += ["TASK.mixup", "0.0", "TASK.cutmix", "0.0"]
     cfg = prepare(path, overrides).cfg
-    # Tokenizers load weights; pytorchvideo's MViT and MixUp read numbers while they are built.
-    reads = cfg.TASK.NAME == "TrainTokenizerTask" or "mvit" in path.name or cfg.TASK.get("mixup")
+    # Tokenizers load weights, pytorchvideo's MViT (like MixUp) reads numbers while it is built.
+    reads = cfg.TASK.NAME == "TrainTokenizerTask" or "mvit" in path.name
     with torch.device("cpu" if reads else "meta"):
         return build_task(cfg)
 

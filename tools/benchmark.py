@@ -8,7 +8,8 @@
     python tools/benchmark.py models configs/benchmark/k400_*.yaml   # any configurations
     python tools/benchmark.py demo                        # five models on the demo's videos
 
-Files of "data" are written to a temporary folder (set TMPDIR to choose the disk) and removed.
+What "data" compares is measured in turns, in one run; its files are written to a temporary folder
+(set TMPDIR to choose the disk) and removed.
 """
 
 import argparse

@@ -161,7 +161,7 @@ class PytorchVideoBackbone(PixelBackbone):
         head = self._head()
         name = next(n for n, module in self.model.named_modules() if module is head.proj)
         weight = state.get(f"{name}.weight")
-        if weight is not None and weight.shape[1:] == head.proj.weight.shape[1:]:
+        if weight is not None and len(weight) != head.proj.out_features:
             head.proj = nn.Linear(head.proj.in_features, len(weight))
 
     def _pool_globally(self, head: Any) -> None:

@@ -91,8 +91,8 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[str, Tree
     if path.resolve() in below:
         raise ConfigError(f"{path}: _BASE_ leads back to the file itself")
     tree = _read_yaml(path)
-    bases = tree.pop("_BASE_", [])
-    for base in bases if isinstance(bases, list) else [bases]:
+    bases = tree.pop("_BASE_", None)
+    for base in bases if isinstance(bases, list) else [bases] if bases is not None else []:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: _BASE_ must be one or more file names, found {bases!r}")
         yield from _with_bases(path.parent / base, (*below, path.resolve()))
