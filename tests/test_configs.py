@@ -27,14 +27,15 @@ def build(path):
     """The task on the meta device: shapes without memory."""
     # Bases leave the number of classes to the configs built on them.
     overrides = ["MODEL.NUM_CLASSES", "7"] if path not in RUNNABLE else []
-    if load_config(path).cfg.DATA.TOKENS == "online":  # the one with weights at hand
+    is_online = load_config(path).cfg.DATA.TOKENS == "online"
+    if is_online:  # the tokenizer with weights at hand
         overrides += ["TOKENIZER.NAME", "VQVAETokenizer", "DATA.VOCAB_SIZE", "64"]
     if load_config(path).cfg.TASK.get("mixup"):
         overrides += ["TASK.mixup", "0.0", "TASK.cutmix", "0.0"]
     cfg = prepare(path, overrides).cfg
     # Tokenizers load weights, pytorchvideo's MViT (like MixUp) reads numbers while it is built.
-    reads = cfg.TASK.NAME == "TrainTokenizerTask" or "mvit" in path.name
-    with torch.device("cpu" if reads else "meta"):
+    has_values = is_online or cfg.TASK.NAME == "TrainTokenizerTask" or "mvit" in path.name
+    with torch.device("cpu" if has_values else "meta"):
         return build_task(cfg)
 
 
