@@ -43,14 +43,7 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "TOKENIZERS": ("vocab_size",),
     "MASKERS": ("grid", "vocab_size"),
     "BACKBONES": ("grid", "clip_size", "vocab_size"),
-    "HEADS": (
-        "embed_dim",
-        "grid",
-        "vocab_size",
-        "num_classes",
-        "token_embedding",
-        "classifier",
-    ),
+    "HEADS": ("embed_dim", "grid", "vocab_size", "num_classes", "token_embedding", "classifier"),
     "LOSSES": (),
     "TASKS": ("backbone", "heads", "losses", "masker", "tokenizer", "vocab_size", "num_classes"),
 }
