@@ -7,9 +7,12 @@
     python tools/benchmark.py data --only extraction --tokenizer dalle --device cuda
     python tools/benchmark.py train --cfg configs/vimpac/pretrain_small.yaml --precision fp32 bf16
     python tools/benchmark.py train --cfg A.yaml --compare B.yaml --output numbers.json
+    python tools/benchmark.py models configs/benchmark/k400_*.yaml   # any configurations
+    python tools/benchmark.py demo                        # five models on the demo's videos
 
-What is compared is measured in turns, in one run. Files are written to a temporary folder (set
-TMPDIR to choose the disk) and removed. As a table: python -m vimpac_ext.benchmarks.table --help
+What "data" and "train" compare is measured in turns, in one run. Files are written to a temporary
+folder (set TMPDIR to choose the disk) and removed. As a table:
+python -m vimpac_ext.benchmarks.table --help
 """
 
 import argparse
@@ -22,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vimpac_ext.benchmarks.arguments import add_data, add_train
+from vimpac_ext.benchmarks.models_command import add_demo, add_models
 from vimpac_ext.command_line import run_tool
 from vimpac_ext.files import atomic_write
 
@@ -32,12 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for add in (add_data, add_train):  # one for each subcommand
+    for add in (add_data, add_train):  # these have "measurements"
         add(subcommands).add_argument(
             "--output", type=Path, metavar="JSON", help="write the numbers, too"
         )
+    for add_command in (add_models, add_demo):  # these have a function `run`
+        add_command(subcommands)
     words = sys.argv[1:] if argv is None else argv
     arguments = parser.parse_args(argv)
+    if "run" in arguments:
+        return int(arguments.run(arguments))
     # Imported late, so that --help answers at once.
     from vimpac_ext.benchmarks.result import machine
 

@@ -105,6 +105,23 @@ def test_weights_for_another_size(tmp_path):
         HuggingFaceBackbone(SIZE, "videomae", weights=str(tmp_path))
 
 
+def test_vjepa2_takes_clips_of_another_length_than_its_weights(tmp_path):
+    """As its authors test weights for 64 frames on 16: its positions are rotary."""
+    torch.manual_seed(0)
+    sizes = {"frames_per_clip": 8, "crop_size": 32}
+    config = transformers.AutoConfig.for_model("vjepa2", **TINY, **sizes)
+    theirs = transformers.AutoModel.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = HuggingFaceBackbone(SIZE, "vjepa2", weights=str(tmp_path)).eval()
+    clip = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        frames = ours.normalized(clip).transpose(1, 2)
+        expected = theirs(pixel_values_videos=frames).last_hidden_state.mean(dim=1)
+        torch.testing.assert_close(ours(clip)["cls"], expected)
+    with pytest.raises(ValueError, match="clips of 4 frames of 32 pixels"):
+        HuggingFaceBackbone((4, 64, 64), "vjepa2", weights=str(tmp_path))
+
+
 def test_says_what_to_install(monkeypatch):
     import importlib.util
 

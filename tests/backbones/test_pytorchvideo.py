@@ -169,6 +169,25 @@ def test_names_weights_of_another_model(tmp_path):
         PytorchVideoBackbone((8, 64, 64), "c2d_r50", weights=str(path), global_pool=True)
 
 
+def test_weights_of_another_class_count(tmp_path):
+    """As of Something-Something V2: they load, and their classifier is for their classes."""
+    path = tmp_path / "x3d.pyth"
+    model = hub_model("x3d_xs", model_num_class=174)
+    torch.save(model.state_dict(), path)
+    backbone = PytorchVideoBackbone((4, 160, 160), "x3d_xs", weights=str(path)).eval()
+    assert torch.equal(backbone.classifier["weight"], model.blocks[-1].proj.weight)
+    head = ClassificationHead(
+        backbone.embed_dim, 174, classifier=backbone.classifier, pretrained=True
+    )
+    clip = torch.rand(1, 3, 4, 160, 160)
+    with torch.no_grad():
+        ours = head(backbone(clip))["class_logits"].softmax(dim=-1)
+        torch.testing.assert_close(ours, model((clip - 0.45) / 0.225), rtol=1e-4, atol=1e-6)
+    message = "classifier of 174 classes, but MODEL.NUM_CLASSES is 400: set pretrained False"
+    with pytest.raises(ValueError, match=message):
+        ClassificationHead(backbone.embed_dim, 400, backbone.classifier, pretrained=True)
+
+
 def test_never_unpickles_a_strange_file(tmp_path):
     path = tmp_path / "evil.pyth"
     torch.save({"model_state": torch.nn.Linear(1, 1)}, path)

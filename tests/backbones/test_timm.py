@@ -68,6 +68,16 @@ def test_pretrained_classifier_of_frames(tmp_path):
     torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", ["resnet10t", VIT])
+def test_weights_of_another_class_count(model, tmp_path):
+    import timm
+
+    network = timm.create_model(model, num_classes=12)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    backbone = TimmFrames(SIZE, model, weights=str(tmp_path / "weights.pth"))
+    assert torch.equal(backbone.classifier["weight"], network.get_classifier().weight)
+
+
 def test_position_table_of_another_size_is_resampled(tmp_path):
     import timm
 

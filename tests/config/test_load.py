@@ -47,6 +47,8 @@ def test_the_config_is_frozen(tmp_path):
         ("LOG_PERIOD: 1\nLOG_PERIOD: 2", ["'LOG_PERIOD' is given twice", "line 1"]),
         ("_BASE_: a.yaml", ["_BASE_ leads back"]),
         ("_BASE_: nowhere.yaml", ["not found", "nowhere.yaml"]),
+        ("_BASE_: [3]", ["one or more file names", "[3]"]),
+        ("_BASE_: 3", ["one or more file names", "3"]),
     ],
 )
 def test_mistakes_are_named_with_their_file(tmp_path, text, parts):
@@ -55,6 +57,17 @@ def test_mistakes_are_named_with_their_file(tmp_path, text, parts):
         load_config(path)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_of_several_bases_a_later_one_wins(tmp_path):
+    write(tmp_path, "model.yaml", "MASKER: {NAME: Blocks}\nLOG_PERIOD: 1\nRNG_SEED: 1\n")
+    write(tmp_path, "data.yaml", "LOG_PERIOD: 2\nTRAIN: {BATCH_SIZE: 2}\n")
+    path = write(tmp_path, "a.yaml", "_BASE_: [model.yaml, data.yaml]\nTRAIN: {BATCH_SIZE: 3}\n")
+    loaded = load_config(path)
+    cfg = loaded.cfg
+    assert (cfg.MASKER.NAME, cfg.RNG_SEED, cfg.LOG_PERIOD) == ("Blocks", 1, 2)
+    assert cfg.TRAIN.BATCH_SIZE == 3
+    assert Path(loaded.where("LOG_PERIOD")).name == "data.yaml"
 
 
 def test_a_changed_name_drops_the_old_component_s_arguments(tmp_path):

@@ -153,6 +153,46 @@ def test_a_published_model_scores_as_when_called_by_hand(videos, tmp_path):
     assert np.ptp(scores, axis=0).max() > 1e-3  # the videos differ
 
 
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("TimmFrame", "'TimmFrame' is not registered in BACKBONES; did you mean 'TimmFrames'"),
+        ({"NAME": "PytorchVideoBackbone", "model": "slow_r5"}, "choose from .*slow_r50"),
+        ({"NAME": "PytorchVideoBackbone", "model": "slow_r50"}, "or BACKBONE.global_pool True"),
+        ({"NAME": "TimmSpaceTime", "model": "vit_tiny_patch14"}, "similar: .*vit_"),
+        ({**FRAMES, "weights": "nowhere.pth"}, "no file at .*nowhere.pth"),
+    ],
+)
+def test_a_model_that_cannot_be_built_stops_the_run_before_any_work(
+    videos, tmp_path, backbone, message
+):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run(config(videos, tmp_path, backbone))
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"NAME": "TimmFrames", "model": "vit_tiny_patch16_224", "options": {"depth": 1}},
+        {"NAME": "VimpacTransformer", "embed_dim": 64, "num_heads": 2, "num_layers": 1},
+    ],
+)
+def test_a_test_crop_that_the_model_cannot_take_is_refused_before_training(
+    videos, tmp_path, backbone
+):
+    loaded = config(
+        videos,
+        tmp_path,
+        backbone,
+        DATA={"TEST_CROP_SIZE": 64, "VOCAB_SIZE": 64, "TOKENS": "online"},
+        TOKENIZER="VQVAETokenizer",
+    )
+    with pytest.raises(ValueError, match=r"Set DATA.TEST_CROP_SIZE to DATA.TRAIN_CROP_SIZE \(32\)"):
+        run(loaded)
+    assert not (tmp_path / "output").exists()
+
+
 def test_random_views_of_stored_tokens_are_refused(tmp_path):
     folder = make_tiny_project(tmp_path)
     with pytest.raises(ConfigError, match="AUG.ENABLE True changes frames"):

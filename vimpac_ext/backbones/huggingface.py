@@ -71,13 +71,15 @@ class HuggingFaceBackbone(PixelBackbone):
             config = AutoConfig.from_pretrained(weights)
             if config.model_type != model_type:
                 raise ValueError(f"{weights} is a {config.model_type}, not a {model_type}")
+            if model_type == "vjepa2":  # rotary positions: weights fit clips of any length
+                config.frames_per_clip = frames
             found = (getattr(config, frames_key), getattr(config, side_key))
             if found != (frames, height):
                 raise ValueError(
                     f"{weights} is for clips of {found[0]} frames of {found[1]} pixels: set "
                     f"DATA.NUM_FRAMES and the crop sizes to these (found {frames} and {height})"
                 )
-            model = AutoModel.from_pretrained(weights, use_safetensors=True)
+            model = AutoModel.from_pretrained(weights, config=config, use_safetensors=True)
         else:
             sizes = {frames_key: frames, side_key: height}
             config = AutoConfig.for_model(model_type, **{**(options or {}), **sizes})

@@ -65,16 +65,18 @@ class PixelBackbone(nn.Module):
             )
         return (clip - self.mean) / self.std
 
-    def require_fit(self, advice: str) -> None:
-        """Tries the model on a clip of its size without computing anything.
+    def require_fit(self, advice: str, clip_size: Sequence[int] | None = None) -> None:
+        """Tries the model on a clip without computing anything.
 
         Args:
             advice: what to change, appended to the message.
+            clip_size: frames, height and width; None = what it was built for.
 
         Raises:
             ValueError: the model cannot take such a clip.
         """
-        clip = torch.empty(1, 3, *self.clip_size, device="meta")
+        frames, height, width = clip_size or self.clip_size
+        clip = torch.empty(1, 3, frames, height, width, device="meta")
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         shadows = {name: tensor.to("meta") for name, tensor in tensors.items()}
         was_training = self.training
@@ -83,7 +85,6 @@ class PixelBackbone(nn.Module):
             with torch.no_grad():
                 torch.func.functional_call(self, shadows, (clip,))
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-            frames, height, width = self.clip_size
             raise ValueError(
                 f"{type(self).__name__} cannot take clips of {frames} frames of {height} x "
                 f"{width} pixels ({error}). {advice}"

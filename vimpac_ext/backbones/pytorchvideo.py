@@ -1,7 +1,7 @@
 """The models of pytorchvideo's hub: C2D, I3D, Slow, SlowFast, X3D, R(2+1)D, CSN and MViT."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,8 +50,8 @@ class PytorchVideoBackbone(PixelBackbone):
             tables too); the others take larger crops as well. SlowFast takes the frames of its
             fast pathway and makes the slow one itself.
         model: one of `MODELS`.
-        weights: file or URL of a state dict of the whole model, its classifier included. The files
-            of pytorchvideo's model zoo fit.
+        weights: file or URL of a state dict of the whole model, its classifier included, for any
+            number of classes. The files of pytorchvideo's model zoo fit.
         pretrained: take the weights of pytorchvideo's model zoo (Kinetics-400), downloaded once.
         global_pool: average over all positions before the classifier, whatever their number. The
             hub's own pooling slides a window of the model's standard size, so that a larger crop
@@ -90,9 +90,11 @@ class PytorchVideoBackbone(PixelBackbone):
         self.num_layers = len(self.model.blocks) if model.startswith("mvit") else None
         if pretrained and not weights:
             weights = hub.checkpoint_paths[model]
-        if weights:
-            load_weights(self.model, read_state(weights), weights)
         head = self._head()
+        if weights:
+            state = read_state(weights)
+            self._take_classes_of(state)
+            load_weights(self.model, state, weights)
         linear = detach_classifier(head, "proj")
         head.activation = None  # a softmax (X3D, R(2+1)D) belongs behind the classifier
         self.embed_dim = linear.in_features
@@ -153,6 +155,14 @@ class PytorchVideoBackbone(PixelBackbone):
 
     def _head(self) -> Any:
         return self.model.head if self.name.startswith("mvit") else self.model.blocks[-1]
+
+    def _take_classes_of(self, state: Mapping[str, Tensor]) -> None:
+        """Gives the model as many classes as the weights have."""
+        head = self._head()
+        name = next(n for n, module in self.model.named_modules() if module is head.proj)
+        weight = state.get(f"{name}.weight")
+        if weight is not None and len(weight) != head.proj.out_features:
+            head.proj = nn.Linear(head.proj.in_features, len(weight))
 
     def _pool_globally(self, head: Any) -> None:
         if self.name.startswith("slowfast"):

@@ -52,7 +52,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     """Merges defaults, a YAML file with its bases, and overrides.
 
     Args:
-        path: YAML file; its ``_BASE_`` (relative to the file) is merged first.
+        path: YAML file; its ``_BASE_`` (relative to the file; of several, a later one wins) is
+            merged first.
         overrides: alternating keys and values, e.g. ``["MASKER.num_blocks", "4"]``.
 
     Raises:
@@ -90,10 +91,10 @@ def _with_bases(path: Path, below: tuple[Path, ...]) -> Iterator[tuple[str, Tree
     if path.resolve() in below:
         raise ConfigError(f"{path}: _BASE_ leads back to the file itself")
     tree = _read_yaml(path)
-    base = tree.pop("_BASE_", None)
-    if base is not None:
+    bases = tree.pop("_BASE_", None)
+    for base in bases if isinstance(bases, list) else [bases] if bases is not None else []:
         if not isinstance(base, str):
-            raise ConfigError(f"{path}: _BASE_ must be one file name, found {base!r}")
+            raise ConfigError(f"{path}: _BASE_ must be one or more file names, found {bases!r}")
         yield from _with_bases(path.parent / base, (*below, path.resolve()))
     yield str(path), tree
 

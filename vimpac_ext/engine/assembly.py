@@ -22,6 +22,7 @@ from vimpac_ext.data import (
     spatial_views,
 )
 from vimpac_ext.data.random_views import RandomView
+from vimpac_ext.engine.model_fit import require_test_crop
 from vimpac_ext.registries import (
     ALL_REGISTRIES,
     BACKBONES,
@@ -42,14 +43,7 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "TOKENIZERS": ("vocab_size",),
     "MASKERS": ("grid", "vocab_size"),
     "BACKBONES": ("grid", "clip_size", "vocab_size"),
-    "HEADS": (
-        "embed_dim",
-        "grid",
-        "vocab_size",
-        "num_classes",
-        "token_embedding",
-        "classifier",
-    ),
+    "HEADS": ("embed_dim", "grid", "vocab_size", "num_classes", "token_embedding", "classifier"),
     "LOSSES": (),
     "TASKS": ("backbone", "heads", "losses", "masker", "tokenizer", "vocab_size", "num_classes"),
 }
@@ -102,6 +96,7 @@ def build_task(cfg: CfgNode) -> Any:
             clip_size=(cfg.DATA.NUM_FRAMES, side, side),
             vocab_size=cfg.DATA.VOCAB_SIZE,
         )
+        require_test_crop(cfg, parts["backbone"], token_grid(cfg, cfg.DATA.TEST_CROP_SIZE))
     if wants(TASKS, cfg.TASK, "heads"):
         parts["heads"] = _build_heads(cfg, parts["backbone"], common)
     if wants(TASKS, cfg.TASK, "losses"):

@@ -1,5 +1,6 @@
 """Looks for all that a run needs before it starts; says in one message what is missing."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -112,10 +113,13 @@ def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:
 
 
 def _command_for_checkpoint(loaded: LoadedConfig, path: Path) -> str:
-    """The command whose OUTPUT_DIR is (above) ``path``, from the configs beside this one."""
-    folder = loaded.path.parent
+    """The command whose OUTPUT_DIR is (above) ``path``, from the configs around."""
+    files = [Path(os.path.normpath(source)) for source in set(loaded.sources.values())]
+    folders = {loaded.path.parent, *(file.parent for file in files if file.is_file())}
     makers: dict[Path, Path] = {}
-    for candidate in sorted({*folder.glob("*.yaml"), *folder.parent.glob("*.yaml")}):
+    beside = {file for folder in folders for file in folder.glob("*.yaml")}
+    above = {file for folder in folders for file in folder.parent.glob("*.yaml")}
+    for candidate in sorted(beside | above):
         try:
             makers.setdefault(Path(load_config(candidate).cfg.OUTPUT_DIR), candidate)
         except ConfigError:

@@ -17,7 +17,8 @@ def create_image_model(
     Args:
         model: timm's name, e.g. "vit_base_patch16_224".
         side: height and width of the frames in pixels; None = the model's own size.
-        weights: file or URL of a state dict of the whole model; "" = none.
+        weights: file or URL of a state dict of the whole model, for any number of classes; "" =
+            none.
         pretrained: take timm's own weights, downloaded once.
         options: further keyword arguments of `timm.create_model`.
 
@@ -39,8 +40,18 @@ def create_image_model(
     if side:
         _require_whole_patches(network, side)
     if weights:
-        load_weights(network, _resampled(read_state(weights), network), weights)
+        state = read_state(weights)
+        _take_classes_of(network, state)
+        load_weights(network, _resampled(state, network), weights)
     return network
+
+
+def _take_classes_of(network: Any, state: dict[str, Tensor]) -> None:
+    """Gives the model as many classes as the weights have."""
+    name = network.default_cfg.get("classifier")
+    weight = state.get(f"{name}.weight")
+    if weight is not None and network.num_classes != len(weight):
+        network.reset_classifier(len(weight))
 
 
 def _resampled(state: dict[str, Tensor], network: Any) -> dict[str, Tensor]:
