@@ -80,6 +80,8 @@ DEFAULTS: dict[str, Any] = {
         "AUTO_RESUME": True,  # continue from the newest checkpoint in OUTPUT_DIR
         "CHECKPOINT_FILE_PATH": "",  # initialise weights (only) from this file
         "CHECKPOINT_OPTIMIZER": False,  # take that file's optimizer moments too (a next stage)
+        # Of several processes: ddp (each has all weights), fsdp (each has a part of every weight).
+        "PARALLEL": "ddp",
         "PRECISION": "fp32",  # fp32, bf16 (autocast), fp16 (autocast and loss scaling)
         "TF32": False,  # let GPUs round the inputs of float32 matrix products to 10 bits
         "COMPILE": False,  # torch.compile the backbone

@@ -5,6 +5,7 @@ from typing import Any
 from vimpac_ext.config.load import ConfigError, LoadedConfig
 
 _CHOICES = {
+    "TRAIN.PARALLEL": ("ddp", "fsdp"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.PRECISION": ("fp32", "bf16"),
     "EXTRACT.PRECISION": ("fp32", "bf16"),
@@ -136,6 +137,9 @@ def _check_batch(loaded: LoadedConfig) -> None:
             train.BATCH_SIZE % train.MICRO_BATCH_SIZE == 0,
             f"0 or a divisor of TRAIN.BATCH_SIZE ({train.BATCH_SIZE})",
         )
+    sharded = train.PARALLEL == "fsdp"
+    fits = not (sharded and train.PRECISION == "fp16")
+    _require(loaded, "TRAIN.PRECISION", fits, "fp32 or bf16, since TRAIN.PARALLEL is fsdp")
     if train.ENABLE:
         as_built = loaded.cfg.TEST.CHECKPOINT_FILE_PATH == "none"
         _require(

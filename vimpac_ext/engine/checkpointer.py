@@ -22,6 +22,7 @@ from vimpac_ext.engine.checkpoint_files import (
 )
 from vimpac_ext.engine.distributed import from_main, is_main, rank, world_size
 from vimpac_ext.engine.rng import rng_state
+from vimpac_ext.engine.sharding import whole_state
 from vimpac_ext.files import atomic_write
 
 _logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Checkpointer:
     ) -> Path:
         """Writes a checkpoint whole or not at all, then removes the oldest beyond ``keep``.
 
+        With a process group, every process calls this; the main one writes.
+
         Args:
             model: its weights are stored.
             optimizer: its state is stored.
@@ -79,8 +82,8 @@ class Checkpointer:
         path = self.folder / f"{name}.pyth"
         checkpoint = {
             "format": FORMAT,
-            "model_state": model.state_dict(),
-            "optimizer_state": optimizer.state_dict(),
+            "model_state": whole_state(model.state_dict()),
+            "optimizer_state": whole_state(optimizer.state_dict()),
             "optimizer_names": names_in_order(model, optimizer),
             "epoch": epoch,
             "update": update,
@@ -89,6 +92,8 @@ class Checkpointer:
             "order": self.order,
             **(more or {"scaler_state": {}, "ema_state": None, "rng_states": [rng_state()]}),
         }
+        if not is_main():
+            return path
         try:
             with atomic_write(path, "wb") as file:
                 torch.save(checkpoint, file)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vimpac_ext.engine.distributed import rank, world_size
+from vimpac_ext.engine.sharding import exchange_gradients, is_sharded
 
 Masker = Callable[[Tensor, torch.Generator | None], Tensor]
 
@@ -19,13 +20,16 @@ class Replica:
     """The training step of a task; with several processes, backward averages the gradients.
 
     Args:
-        task: its parameters are on their device, and no longer change their number or shape.
+        task: its parameters are on their device, and no longer change their number or shape. One
+            that is sharded stays so; of others every process has all weights.
     """
 
     def __init__(self, task: Any) -> None:
+        self._task = task
+        self._is_sharded = is_sharded(task)
         self._step: nn.Module = _Step(task)
         self._parallel: DistributedDataParallel | None = None
-        if world_size() > 1:
+        if world_size() > 1 and not self._is_sharded:
             # Parameters that a step does not use (such as the last layer's CLS path without a
             # loss on it) are common here. Searching for them also keeps the buckets in one order,
             # which a resumed run needs in order to add up gradients in the order of an unbroken
@@ -37,6 +41,8 @@ class Replica:
 
     def __call__(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Losses of this process's part of a micro-batch."""
+        if self._is_sharded:
+            share_buffers(self._task)  # as DistributedDataParallel does
         return self._step(batch, generator)
 
     def exchange(self, wanted: bool) -> AbstractContextManager:
@@ -44,6 +50,8 @@ class Replica:
 
         Those of steps inside ``exchange(False)`` are averaged by the next one that does.
         """
+        if self._is_sharded:
+            exchange_gradients(self._task, wanted)
         if wanted or self._parallel is None:
             return nullcontext()
         return self._parallel.no_sync()

@@ -27,6 +27,7 @@ from vimpac_ext.engine.optim import build_optimizer
 from vimpac_ext.engine.parallel import GlobalMasker
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.schedule import schedule_of
+from vimpac_ext.engine.sharding import layers_of, shard, whole
 from vimpac_ext.engine.tester import Tester, require_labels
 from vimpac_ext.engine.trainer import Trainer, TrainerOptions
 from vimpac_ext.files import atomic_write
@@ -77,6 +78,8 @@ def train(
     optimizer = build_optimizer(task, cfg.SOLVER)
     checkpointer = _checkpointer(cfg, folder, clips)
     checkpoint = _start(cfg, task, optimizer, checkpointer)
+    if _shards(cfg):
+        shard(task, optimizer, cfg.TRAIN.PRECISION, device)
     sampler = update_sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
     loading = cfg.DATA_LOADER
     bad = folder / "bad_videos.jsonl"
@@ -117,6 +120,7 @@ def train(
         trainer.train()
     if trainer.ema is not None:
         task.load_state_dict(trainer.ema.state)
+    task = whole(task)
     if hasattr(task, "export") and is_main():  # e.g. a tokenizer, whose weights are used elsewhere
         task.export(folder / "exported.safetensors")
         _logger.info("exported %s", folder / "exported.safetensors")
@@ -124,7 +128,8 @@ def train(
 
 
 def _build(cfg: CfgNode, device: torch.device) -> Any:
-    task = build_task(cfg).to(device)
+    # What is to be sharded must not have to fit on one device.
+    task = build_task(cfg).to("cpu" if _shards(cfg) else device)
     if world_size() > 1:
         if not getattr(task, "multi_process", True):
             raise ConfigError(
@@ -138,8 +143,14 @@ def _build(cfg: CfgNode, device: torch.device) -> Any:
     if cfg.TRAIN.COMPILE:
         if not hasattr(task, "backbone"):
             raise ConfigError(f"TRAIN.COMPILE: {type(task).__name__} has no backbone to compile")
-        task.backbone.compile()
+        # Around sharded layers their weights are gathered, which cannot be compiled.
+        for module in layers_of(task) if _shards(cfg) else [task.backbone]:
+            module.compile()
     return task
+
+
+def _shards(cfg: CfgNode) -> bool:
+    return cfg.TRAIN.PARALLEL == "fsdp" and world_size() > 1
 
 
 def training_clips(cfg: CfgNode, task: Any) -> Any:
@@ -255,6 +266,7 @@ def _evaluate(
     events: EventLog,
     update: int,
 ) -> None:
+    task = whole(task)
     if monitor is not None and is_main():  # the others wait for it in the next step
         events.write("knn_epoch", update, monitor.run(task, update))
     if tester is None:
