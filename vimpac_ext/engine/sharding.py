@@ -58,11 +58,12 @@ def shard(
     mesh = init_device_mesh(device.type, (world_size(),))
     # Outside the layers autocast chooses; frames, say, must not be cast.
     as_stored = MixedPrecisionPolicy(cast_forward_inputs=False)
-    of_layers = as_stored
-    if precision == "bf16":
-        of_layers = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-    for layer in layers_of(task):
-        fully_shard(layer, mesh=mesh, mp_policy=of_layers)
+    layers = list(layers_of(task))
+    for layer in layers:
+        # What leaves the last one is float32, as under autocast alone.
+        leaves = torch.float32 if layer is layers[-1] else None
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, leaves)
+        fully_shard(layer, mesh=mesh, mp_policy=half if precision == "bf16" else as_stored)
     fully_shard(task, mesh=mesh, mp_policy=as_stored)
     register_fsdp_forward_method(task, "training_step")
     task.to(device)  # buffers that no parameter stands beside
