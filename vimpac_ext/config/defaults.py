@@ -156,6 +156,9 @@ DEFAULTS: dict[str, Any] = {
     "DIST_TIMEOUT": 600.0,  # seconds that a process waits for the others before the run stops
     "RNG_SEED": 0,
     "OUTPUT_DIR": "output",
+    # URL of a folder that OUTPUT_DIR is copied to at every checkpoint, and taken from where it has
+    # a newer one; "" = none. See docs/launch.md.
+    "REMOTE_DIR": "",
     "LOG_PERIOD": 10,  # updates between log lines
     "TENSORBOARD": True,  # event files in OUTPUT_DIR/tensorboard
 }

@@ -101,6 +101,7 @@ def validate(loaded: LoadedConfig) -> None:
         distance is None or (is_number and distance >= 0),
         "null or a number of seconds, zero or more",
     )
+    _check_folders(loaded)
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_momentum(loaded)
@@ -113,6 +114,13 @@ def _check_split_files(loaded: LoadedConfig) -> None:
         key = f"{name}.TOKEN_SPLIT_FILE"
         fits = not (dataset and _value(loaded, key))
         _require(loaded, key, fits, f"empty, since {name}.DATASET ({dataset}) says which videos")
+
+
+def _check_folders(loaded: LoadedConfig) -> None:
+    local = "://" not in loaded.cfg.OUTPUT_DIR
+    _require(loaded, "OUTPUT_DIR", local, "a folder of this machine; REMOTE_DIR takes a copy of it")
+    remote = loaded.cfg.REMOTE_DIR
+    _require(loaded, "REMOTE_DIR", not remote or "://" in remote, "empty or a URL")
 
 
 def _check_knn(loaded: LoadedConfig) -> None:

@@ -25,6 +25,7 @@ from vimpac_ext.engine.events import EventLog, open_events
 from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.optim import build_optimizer
 from vimpac_ext.engine.parallel import GlobalMasker
+from vimpac_ext.engine.remote import mirror_of
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.schedule import schedule_of
 from vimpac_ext.engine.sharding import layers_of, shard, whole
@@ -37,6 +38,7 @@ _logger = logging.getLogger(__name__)
 # Keys that may differ between a run and its continuation without a word.
 _FREE_KEYS = (
     "OUTPUT_DIR",
+    "REMOTE_DIR",
     "LOG_PERIOD",
     "TENSORBOARD",
     "NUM_GPUS",
@@ -180,9 +182,8 @@ def _checkpointer(cfg: CfgNode, folder: Path, clips: Any) -> Checkpointer:
         "TRAIN.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE,
         "RNG_SEED": cfg.RNG_SEED,
     }
-    return Checkpointer(
-        folder, cfg.dump(), data_facts(cfg, clips), cfg.TRAIN.KEEP_CHECKPOINTS, order
-    )
+    facts, keep = data_facts(cfg, clips), cfg.TRAIN.KEEP_CHECKPOINTS
+    return Checkpointer(folder, cfg.dump(), facts, keep, order, mirror_of(cfg))
 
 
 def _start(
@@ -197,7 +198,7 @@ def _start(
                 _logger.warning("resumed with other settings than before: %s", "; ".join(changes))
             return checkpoint
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        path = find_checkpoint(Path(cfg.TRAIN.CHECKPOINT_FILE_PATH))
+        path = find_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH)
         with_moments = cfg.TRAIN.CHECKPOINT_OPTIMIZER
         report = initialise_weights(path, task, checkpointer.facts, raw=with_moments)
         _logger.info("weights from %s: %s", path, report)
