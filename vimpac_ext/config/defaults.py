@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     # --- model ------------------------------------------------------------------------------
     "MODEL": {
         "NUM_CLASSES": 0,  # classes of the classification head; 0 = no labels needed
+        "CHANNELS_LAST": False,  # memory format of convolutions: of the backbone and the tokenizer
     },
     # --- data -------------------------------------------------------------------------------
     "DATA": {
@@ -83,7 +84,7 @@ DEFAULTS: dict[str, Any] = {
         # Of several processes: ddp (each has all weights), fsdp (each has a part of every weight).
         "PARALLEL": "ddp",
         "PRECISION": "fp32",  # fp32, bf16 (autocast), fp16 (autocast and loss scaling)
-        "TF32": False,  # let GPUs round the inputs of float32 matrix products to 10 bits
+        "TF32": False,  # let GPUs round inputs of float32 products and convolutions to 10 bits
         "COMPILE": False,  # torch.compile the backbone
         "KILL_LOSS_EXPLOSION_FACTOR": 0.0,  # stop at so many times the loss logged before; 0 = off
         "EMA_DECAY": 0.0,  # per update, of averaged weights, which are then tested; 0 = off

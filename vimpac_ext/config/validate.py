@@ -148,6 +148,8 @@ def _check_batch(loaded: LoadedConfig) -> None:
     sharded = train.PARALLEL == "fsdp"
     fits = not (sharded and train.PRECISION == "fp16")
     _require(loaded, "TRAIN.PRECISION", fits, "fp32 or bf16, since TRAIN.PARALLEL is fsdp")
+    fits = not (sharded and loaded.cfg.MODEL.CHANNELS_LAST)
+    _require(loaded, "MODEL.CHANNELS_LAST", fits, "False, since TRAIN.PARALLEL is fsdp")
     if train.ENABLE:
         as_built = loaded.cfg.TEST.CHECKPOINT_FILE_PATH == "none"
         _require(

@@ -22,6 +22,7 @@ from vimpac_ext.data import (
     spatial_views,
 )
 from vimpac_ext.data.random_views import RandomView
+from vimpac_ext.engine.memory_format import channels_last
 from vimpac_ext.registries import (
     ALL_REGISTRIES,
     BACKBONES,
@@ -94,7 +95,7 @@ def build_task(cfg: CfgNode) -> Any:
     parts: dict[str, Any] = dict(common)
     if wants(TASKS, cfg.TASK, "backbone"):
         side = cfg.DATA.TRAIN_CROP_SIZE
-        parts["backbone"] = build(
+        backbone = build(
             BACKBONES,
             cfg.BACKBONE,
             "BACKBONE",
@@ -102,6 +103,7 @@ def build_task(cfg: CfgNode) -> Any:
             clip_size=(cfg.DATA.NUM_FRAMES, side, side),
             vocab_size=cfg.DATA.VOCAB_SIZE,
         )
+        parts["backbone"] = channels_last(backbone, cfg.MODEL.CHANNELS_LAST)
     if wants(TASKS, cfg.TASK, "heads"):
         parts["heads"] = _build_heads(cfg, parts["backbone"], common)
     if wants(TASKS, cfg.TASK, "losses"):
@@ -139,7 +141,8 @@ def _build_heads(
 
 def build_tokenizer(cfg: CfgNode) -> nn.Module:
     """Builds the configured tokenizer (which loads its weights)."""
-    return build(TOKENIZERS, cfg.TOKENIZER, "TOKENIZER", vocab_size=cfg.DATA.VOCAB_SIZE)
+    tokenizer = build(TOKENIZERS, cfg.TOKENIZER, "TOKENIZER", vocab_size=cfg.DATA.VOCAB_SIZE)
+    return channels_last(tokenizer, cfg.MODEL.CHANNELS_LAST)
 
 
 def build_dataset(cfg: CfgNode, phase: str) -> Any:

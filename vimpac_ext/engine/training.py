@@ -23,8 +23,9 @@ from vimpac_ext.engine.config_changes import config_changes
 from vimpac_ext.engine.distributed import is_main, rank, world_size
 from vimpac_ext.engine.events import EventLog, open_events
 from vimpac_ext.engine.knn_monitor import KnnMonitor
+from vimpac_ext.engine.memory_format import match_memory_formats
 from vimpac_ext.engine.optim import build_optimizer
-from vimpac_ext.engine.parallel import GlobalMasker
+from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise
 from vimpac_ext.engine.remote import mirror_of
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.schedule import schedule_of
@@ -80,6 +81,7 @@ def train(
     optimizer = build_optimizer(task, cfg.SOLVER)
     checkpointer = _checkpointer(cfg, folder, clips)
     checkpoint = _start(cfg, task, optimizer, checkpointer)
+    match_memory_formats(optimizer)
     if _shards(cfg):
         shard(task, optimizer, cfg.TRAIN.PRECISION, device)
     sampler = update_sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
@@ -139,9 +141,11 @@ def _build(cfg: CfgNode, device: torch.device) -> Any:
                 "to 0 or 1 and NUM_CPU_PROCESSES to 1"
             )
         if getattr(task, "masker", None) is not None:
-            masker = GlobalMasker(task.masker, 2 if task.clip_mode == "pair" else 1)
+            clips = 2 if task.clip_mode == "pair" else 1
             # Past nn.Module's registration: the names in the state dict stay as they are.
-            object.__setattr__(task, "masker", masker)
+            object.__setattr__(task, "masker", GlobalMasker(task.masker, clips))
+            if hasattr(task, "corrupt"):
+                object.__setattr__(task, "corrupt", GlobalNoise(task.corrupt, clips))
     if cfg.TRAIN.COMPILE:
         if not hasattr(task, "backbone"):
             raise ConfigError(f"TRAIN.COMPILE: {type(task).__name__} has no backbone to compile")
