@@ -5,6 +5,7 @@ import signal
 import pytest
 import torch
 import torch.distributed as dist
+import yaml
 from processes import in_processes
 from test_parallel import batches, finetune, pretrain_task
 from test_resume import BASE, lines, require_same_run, start, weights
@@ -205,6 +206,39 @@ def test_fine_tuning_with_evaluation_is_that_of_one_process(project, tmp_path):
             for key, value in two.items():
                 wanted_value = pytest.approx(value, rel=1e-3) if key in CLOSE else value
                 assert one[key] == wanted_value, (key, one, two)
+
+
+def pretrain(path, overrides):
+    run(prepare(path, overrides))
+
+
+@pytest.mark.slow
+def test_pre_training_with_two_passes_and_a_monitor_is_that_of_one_process(project, tmp_path):
+    """Layers run twice before one backward pass; the monitor is the main process's alone."""
+    monitor = {
+        "ENABLE": True,
+        "K": 3,
+        **{
+            part.upper(): {
+                "DATASET": {"NAME": "PathLabelList", "split": part},
+                "TOKEN_STORE": str(tmp_path / f"tokens_{part}"),
+            }
+            for part in ("train", "test")
+        },
+    }
+    config = yaml.safe_load((project / "pretrain.yaml").read_text())
+    config["TASK"] = {"NAME": "PretrainTask", "unmasked_heads": ["contrast"]}
+    config["TRAIN"] |= {"EVAL_PERIOD": 1, "MICRO_BATCH_SIZE": 2}
+    (project / "monitored.yaml").write_text(yaml.safe_dump({**config, "KNN": monitor}))
+    words = ["BACKBONE.dropout", "0.0", "HEADS.contrast.norm", "ln", "OUTPUT_DIR"]
+    pretrain(project / "monitored.yaml", [*words, str(tmp_path / "one")])
+    words = [*words, str(tmp_path / "two"), "TRAIN.PARALLEL", "fsdp"]
+    in_processes(2, pretrain, project / "monitored.yaml", words)
+    assert lines(tmp_path / "two", "knn_epoch") == lines(tmp_path / "one", "knn_epoch")
+    found, expected = (lines(tmp_path / name) for name in ("two", "one"))
+    assert len(found) == len(expected) == 4
+    for one, two in zip(found, expected, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 
 def test_float16_is_refused(project):

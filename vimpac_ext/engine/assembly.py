@@ -95,7 +95,7 @@ def build_task(cfg: CfgNode) -> Any:
     parts: dict[str, Any] = dict(common)
     if wants(TASKS, cfg.TASK, "backbone"):
         side = cfg.DATA.TRAIN_CROP_SIZE
-        backbone = build(
+        parts["backbone"] = build(
             BACKBONES,
             cfg.BACKBONE,
             "BACKBONE",
@@ -103,7 +103,6 @@ def build_task(cfg: CfgNode) -> Any:
             clip_size=(cfg.DATA.NUM_FRAMES, side, side),
             vocab_size=cfg.DATA.VOCAB_SIZE,
         )
-        parts["backbone"] = channels_last(backbone, cfg.MODEL.CHANNELS_LAST)
     if wants(TASKS, cfg.TASK, "heads"):
         parts["heads"] = _build_heads(cfg, parts["backbone"], common)
     if wants(TASKS, cfg.TASK, "losses"):
@@ -118,7 +117,7 @@ def build_task(cfg: CfgNode) -> Any:
     online = wants(TASKS, cfg.TASK, "tokenizer") and cfg.DATA.TOKENS == "online"
     if online or needs(TASKS, cfg.TASK, "tokenizer"):
         parts["tokenizer"] = build_tokenizer(cfg)
-    return build(TASKS, cfg.TASK, "TASK", **parts)
+    return channels_last(build(TASKS, cfg.TASK, "TASK", **parts), cfg.MODEL.CHANNELS_LAST)
 
 
 def _build_heads(

@@ -14,7 +14,8 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes of a w
 def channels_last(module: Module, wanted: bool = True) -> Module:
     """Puts the channels of all convolutions' weights last in memory.
 
-    Their outputs follow where PyTorch can do so. Shapes, names and values stay. Which format is faster depends on the device and the sizes.
+    Their outputs follow where PyTorch can do so. Shapes, names and values stay. Which format is
+    faster depends on the device and the sizes.
 
     Args:
         module: changed in place.

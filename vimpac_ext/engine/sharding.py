@@ -72,9 +72,9 @@ def shard(
 
 
 def layers_of(task: Any) -> Iterable[nn.Module]:
-    """The modules of ``task.backbone.layers``; none without such an attribute."""
-    layers: Iterable[nn.Module] = getattr(getattr(task, "backbone", None), "layers", ())
-    return layers
+    """The modules of ``task.backbone.layers``; none where there is no such list of modules."""
+    layers = getattr(getattr(task, "backbone", None), "layers", None)
+    return layers if isinstance(layers, (nn.ModuleList, nn.Sequential)) else ()
 
 
 def exchange_gradients(task: Any, wanted: bool) -> None:

@@ -13,9 +13,9 @@ from vimpac_ext.config import ConfigError, LoadedConfig, stages_of
 from vimpac_ext.engine.assembly import build_task, data_facts
 from vimpac_ext.engine.checkpoint import newest_checkpoint, take_weights
 from vimpac_ext.engine.checkpoint_files import require_same_facts
+from vimpac_ext.engine.devices import allow_tf32
 from vimpac_ext.engine.distributed import from_main, is_main
 from vimpac_ext.engine.knn_monitor import KnnMonitor
-from vimpac_ext.engine.devices import allow_tf32
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.training import train, training_clips, update_sampler
