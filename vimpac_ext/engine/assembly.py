@@ -111,9 +111,8 @@ def build_task(cfg: CfgNode) -> Any:
         }
     # Without a NAME a task that can do without a masker gets none; for others it is an error.
     if needs(TASKS, cfg.TASK, "masker") or (wants(TASKS, cfg.TASK, "masker") and cfg.MASKER.NAME):
-        parts["masker"] = build(
-            MASKERS, cfg.MASKER, "MASKER", grid=grid, vocab_size=cfg.DATA.VOCAB_SIZE
-        )
+        vocab_size = cfg.DATA.VOCAB_SIZE
+        parts["masker"] = build(MASKERS, cfg.MASKER, "MASKER", grid=grid, vocab_size=vocab_size)
     online = wants(TASKS, cfg.TASK, "tokenizer") and cfg.DATA.TOKENS == "online"
     if online or needs(TASKS, cfg.TASK, "tokenizer"):
         parts["tokenizer"] = build_tokenizer(cfg)
