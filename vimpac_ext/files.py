@@ -1,8 +1,14 @@
-"""Files: writing them whole, naming content by its hash, fetching them."""
+"""Files: writing them whole, naming content by its hash, fetching them.
+
+Remote files are those of iopath's global path manager: http, https and ftp, and whatever a plug-in
+registers a handler for, e.g. ``g_pathmgr.register_handler(S3PathHandler())``.
+"""
 
 import hashlib
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,8 +87,39 @@ def _digest(part: bytes | str | Path) -> bytes:
     return digest.digest()
 
 
+def is_remote(source: object) -> bool:
+    """Whether a text is a URL rather than a path, such as "s3://bucket/folder"."""
+    return isinstance(source, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
+
+
+def path_manager(source: str = "") -> Any:
+    """The global one of iopath, or one that can download from http, https and ftp.
+
+    Args:
+        source: what it is wanted for.
+
+    Raises:
+        FileNotFoundError: the source is a URL that no handler has been registered for.
+    """
+    # Imported here: only few readers of this module need it.
+    from iopath.common.file_io import HTTPURLHandler, PathManager, g_pathmgr
+
+    handlers = g_pathmgr._path_handlers
+    if not is_remote(source) or source.startswith(tuple(handlers)):
+        return g_pathmgr
+    manager = PathManager()
+    manager.register_handler(HTTPURLHandler())
+    if not source.startswith(tuple(manager._path_handlers)):
+        known = ", ".join(sorted({*handlers, *manager._path_handlers}))
+        raise FileNotFoundError(
+            f"{source}: there is no handler for such URLs, only for {known}. A plug-in can add "
+            "one: iopath.common.file_io.g_pathmgr.register_handler(...)"
+        )
+    return manager
+
+
 def local_path(source: str, official_url: str = "") -> Path:
-    """Path of a file that is there; downloads a URL into iopath's cache once.
+    """Path of a file that is there; a remote one is downloaded into iopath's cache once.
 
     Args:
         source: path or URL.
@@ -91,19 +128,97 @@ def local_path(source: str, official_url: str = "") -> Path:
     Raises:
         FileNotFoundError: there is no such file, or it cannot be downloaded.
     """
-    # Imported here: only few readers of this module need it.
-    from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
-
-    path_manager = PathManager()
-    path_manager.register_handler(HTTPURLHandler())
     try:
-        path = Path(path_manager.get_local_path(source))
-    except OSError as error:  # no network, no such page, no space
+        path = Path(path_manager(source).get_local_path(source))
+    except FileNotFoundError:
+        raise
+    except (OSError, AssertionError) as error:  # no network, no such page, no space
         raise FileNotFoundError(
             f"cannot download {source} ({error}). Download it on a machine with a network, "
-            f"`curl -LO {source}`, and give its path; downloads are kept under {get_cache_dir()}"
+            f"`curl -LO {source}`, and give its path; downloads are kept under {_cache()}"
         ) from error
     if not path.is_file():
         hint = f". It is at {official_url}: `curl -LO {official_url}`, or give the URL as the path"
         raise FileNotFoundError(f"no file at {path.absolute()}{hint if official_url else ''}")
     return path
+
+
+def remote_names(folder: str) -> list[str]:
+    """Names in a remote folder, sorted, those of folders with "/" at the end; none if not there.
+
+    Args:
+        folder: URL.
+
+    Raises:
+        FileNotFoundError: folders of such URLs cannot be listed, or there is no handler.
+        OSError: it cannot be read.
+    """
+    manager, base = path_manager(folder), f"{folder.rstrip('/')}/"
+    try:
+        listed = manager.ls(base)
+    except FileNotFoundError:
+        return []
+    except NotImplementedError as error:
+        raise FileNotFoundError(f"{folder} cannot be listed; give the URL of a file") from error
+    names = set()
+    for entry in listed:  # some handlers give whole keys, and the folder itself
+        name = entry.rstrip("/").rsplit("/", 1)[-1]
+        if entry.rstrip("/") and not base.endswith(f"/{entry}"):
+            is_folder = entry.endswith("/") or manager.isdir(f"{base}{name}/")
+            names.add(f"{name}/" if is_folder else name)
+    return sorted(names)
+
+
+def download(source: str, target: Path) -> None:
+    """Copies a remote file; the target appears when it is complete.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path_manager(source).open(source, "rb") as remote, atomic_write(target, "wb") as file:
+        shutil.copyfileobj(remote, file, _CHUNK_BYTES)
+
+
+def local_folder(source: str) -> Path:
+    """A remote folder with all below, downloaded once into a place of its own in iopath's cache.
+
+    Processes of a machine that ask at the same time wait for the one that downloads.
+
+    Args:
+        source: URL.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+    """
+    from iopath.common.file_io import file_lock
+
+    folder = cached_place(source.rstrip("/"))
+    is_complete = folder.with_name(f"{folder.name}.complete")
+    with file_lock(str(folder)):
+        if not is_complete.is_file():
+            if not remote_names(source):
+                raise FileNotFoundError(f"nothing in {source}")
+            _download_folder(source.rstrip("/"), folder)
+            is_complete.touch()
+    return folder
+
+
+def _download_folder(source: str, target: Path) -> None:
+    for name in remote_names(source):
+        if name.endswith("/"):
+            _download_folder(f"{source}/{name[:-1]}", target / name)
+        else:
+            download(f"{source}/{name}", target / name)
+
+
+def cached_place(source: str) -> Path:
+    """Where in iopath's cache a copy of a URL belongs: its parts are folders there."""
+    scheme, _, rest = source.partition("://")
+    parts = [part for part in rest.split("/") if part not in ("", ".", "..")]
+    return _cache().joinpath("vimpac_ext", scheme, *parts)
+
+
+def _cache() -> Path:
+    from iopath.common.file_io import get_cache_dir
+
+    return Path(get_cache_dir())

@@ -66,7 +66,9 @@ BACKBONES = _registry(
     A token backbone takes int64 (B, T, H, W) and exposes ``token_embedding: nn.Embedding``; a pixel
     backbone takes float (B, 3, T, H, W) in [0, 1] and normalises itself (base: `PixelBackbone`).
     Optional: ``num_layers: int`` N and ``layer_of(name: str) -> int``, the layer of a parameter of
-    that name in the backbone, 0 (embedding) to N + 1 (after the layers), for SOLVER.LAYER_DECAY.
+    that name in the backbone, 0 (embedding) to N + 1 (after the layers), for SOLVER.LAYER_DECAY;
+    ``layers: nn.ModuleList``, modules called one after the other, whose weights TRAIN.PARALLEL fsdp
+    gathers one at a time.
     Runtime arguments on request: ``grid: tuple[int, int, int]`` (frames, height and width in
     tokens), ``clip_size: tuple[int, int, int]`` (in frames and pixels), ``vocab_size: int``.
     """,

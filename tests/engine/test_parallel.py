@@ -11,10 +11,10 @@ from torch import nn
 
 from vimpac_ext.backbones import VimpacTransformer
 from vimpac_ext.engine import prepare, run
-from vimpac_ext.engine.parallel import GlobalMasker, Replica
+from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise, Replica
 from vimpac_ext.heads import MaskedTokenHead, ProjectionHead
 from vimpac_ext.losses import InfoNCELoss, MaskedTokenLoss
-from vimpac_ext.maskers import BlockMasker, UniformMasker
+from vimpac_ext.maskers import BlockMasker, UniformMasker, corrupt
 from vimpac_ext.structures import SpecialTokens, TokenGrid
 from vimpac_ext.tasks import PretrainTask
 
@@ -133,6 +133,52 @@ def test_masks_do_not_depend_on_the_number_of_processes(masker, clips_per_video)
         0, 2
     )
     assert torch.equal(joined, expected)
+
+
+def corrupt_part(tokens, masks, noise, clips_per_video):
+    def own(values):
+        return values.unflatten(0, (clips_per_video, 2, -1))[:, dist.get_rank()].flatten(0, 1)
+
+    generator = torch.Generator().manual_seed(5)
+    special = SpecialTokens(VOCABULARY)
+    return GlobalNoise(corrupt, clips_per_video)(own(tokens), own(masks), special, noise, generator)
+
+
+@pytest.mark.parametrize("noise", ["none", "token", "block"])
+@pytest.mark.parametrize("clips_per_video", [1, 2])
+def test_noise_does_not_depend_on_the_number_of_processes(noise, clips_per_video):
+    tokens = torch.randint(VOCABULARY, (4 * clips_per_video, *GRID))
+    masker = BlockMasker(3)
+    draw = masker.blocks if noise == "block" else masker
+    masks = draw(tokens, torch.Generator().manual_seed(3))
+    expected = corrupt(
+        tokens, masks, SpecialTokens(VOCABULARY), noise, torch.Generator().manual_seed(5)
+    )
+    parts = in_processes(2, corrupt_part, tokens, masks, noise, clips_per_video)
+    for index, wanted in enumerate(expected):
+        grouped = [part[index].unflatten(0, (clips_per_video, -1)) for part in parts]
+        assert torch.equal(torch.stack(grouped, dim=1).flatten(0, 2), wanted)
+
+
+def pretrain(path, overrides):
+    run(prepare(path, overrides))
+
+
+def test_a_run_with_noise_is_that_of_one_process(tmp_path):
+    config = make_tiny_project(tmp_path) / "pretrain.yaml"
+    words = ["TASK.NAME", "PretrainTask", "TASK.noise", "block", "BACKBONE.dropout", "0.0"]
+    words += ["HEADS.contrast", "null", "LOSSES.contrast", "null", "OUTPUT_DIR"]
+    pretrain(config, [*words, str(tmp_path / "one")])
+    in_processes(2, pretrain, config, [*words, str(tmp_path / "two")])
+    found = {
+        name: [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("one", "two")
+    }
+    assert len(found["one"]) == 4
+    assert found["two"] == pytest.approx(found["one"], rel=1e-4)
 
 
 def finetune(path, overrides):

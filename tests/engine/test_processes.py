@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from processes import free_port, run_processes
 from tiny_project import make_tiny_project
 
+from vimpac_ext.engine.distributed import _Watch
 from vimpac_ext.engine.launch import prepare, run
 from vimpac_ext.engine.placement import Placement
 from vimpac_ext.engine.processes import RunRequest, run_as
@@ -92,6 +94,34 @@ def test_a_process_that_hangs_is_ended_when_another_has_failed(project, monkeypa
 
     monkeypatch.setattr("vimpac_ext.engine.processes.run", hang_or_fail)
     require_one_line(run_processes(run_as, world(project), timeout=30), "gone")
+
+
+class SlowStore:
+    """Its calls take a while, as under load; one that is under way is noted."""
+
+    is_busy = False
+
+    def clone(self):
+        return self
+
+    def check(self, keys):
+        self.is_busy = True
+        time.sleep(0.3)
+        self.is_busy = False
+        return False
+
+
+def test_no_thread_is_inside_the_store_when_the_process_ends():
+    """The interpreter's end would abort the process, "terminate called ..."."""
+    store = SlowStore()
+    watch = _Watch(store, rank=0)
+    until = time.monotonic() + 10
+    while not store.is_busy:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    watch.stop()
+    assert not store.is_busy
+    assert "watch" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_different_configurations_are_refused(project, tmp_path):

@@ -1,8 +1,11 @@
 import pytest
 import torch
+import torch.distributed as dist
+from processes import in_processes
 from torch import nn
 from vector_quantize_pytorch import VectorQuantize
 
+from vimpac_ext.engine.parallel import Replica
 from vimpac_ext.registries import TASKS
 from vimpac_ext.tasks.train_tokenizer import TrainTokenizerTask
 from vimpac_ext.tokenizers import VQVAETokenizer
@@ -193,3 +196,36 @@ def test_options_out_of_range(option, value):
 def test_token_clips_are_refused(clips):
     with pytest.raises(ValueError, match="takes pixel clips"):
         small_task().training_step({"clips": clips}, new_generator())
+
+
+def trained(rank=0, world=1):
+    """State and scalars after steps on this process's part of the clips."""
+    task = small_task(restart_below=0.9)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-3)
+    replica = Replica(task)
+    scalars = []
+    for step in range(4):
+        clips = sprite_clips(8, new_generator(step)).unflatten(0, (world, -1))[rank]
+        optimizer.zero_grad()
+        losses = replica({"clips": clips}, new_generator(100 + step))
+        losses["loss"].backward()
+        optimizer.step()
+        scalars.append({name: value.item() for name, value in losses.items()})
+    return task.state_dict(), scalars
+
+
+def my_training():
+    return trained(dist.get_rank(), dist.get_world_size())
+
+
+def test_two_processes_move_the_codebook_as_one():
+    """Codes die and are restarted in all steps, on vectors of both processes."""
+    state, scalars = trained()
+    (first, first_scalars), (second, second_scalars) = in_processes(2, my_training)
+    for name, value in state.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    for one, other, whole in zip(first_scalars, second_scalars, scalars, strict=True):
+        assert one["perplexity"] == other["perplexity"]
+        assert one["perplexity"] == pytest.approx(whole["perplexity"], rel=1e-5)
+        assert (one["loss"] + other["loss"]) / 2 == pytest.approx(whole["loss"], rel=1e-4)

@@ -19,6 +19,7 @@ DEFAULTS: dict[str, Any] = {
     # --- model ------------------------------------------------------------------------------
     "MODEL": {
         "NUM_CLASSES": 0,  # classes of the classification head; 0 = no labels needed
+        "CHANNELS_LAST": False,  # memory format of convolutions: of the backbone and the tokenizer
     },
     # --- data -------------------------------------------------------------------------------
     "DATA": {
@@ -80,8 +81,10 @@ DEFAULTS: dict[str, Any] = {
         "AUTO_RESUME": True,  # continue from the newest checkpoint in OUTPUT_DIR
         "CHECKPOINT_FILE_PATH": "",  # initialise weights (only) from this file
         "CHECKPOINT_OPTIMIZER": False,  # take that file's optimizer moments too (a next stage)
+        # Of several processes: ddp (each has all weights), fsdp (each has a part of every weight).
+        "PARALLEL": "ddp",
         "PRECISION": "fp32",  # fp32, bf16 (autocast), fp16 (autocast and loss scaling)
-        "TF32": False,  # let GPUs round the inputs of float32 matrix products to 10 bits
+        "TF32": False,  # let GPUs round inputs of float32 products and convolutions to 10 bits
         "COMPILE": False,  # torch.compile the backbone
         "KILL_LOSS_EXPLOSION_FACTOR": 0.0,  # stop at so many times the loss logged before; 0 = off
         "EMA_DECAY": 0.0,  # per update, of averaged weights, which are then tested; 0 = off
@@ -154,6 +157,9 @@ DEFAULTS: dict[str, Any] = {
     "DIST_TIMEOUT": 600.0,  # seconds that a process waits for the others before the run stops
     "RNG_SEED": 0,
     "OUTPUT_DIR": "output",
+    # URL of a folder that OUTPUT_DIR is copied to at every checkpoint, and taken from where it has
+    # a newer one; "" = none. See docs/launch.md.
+    "REMOTE_DIR": "",
     "LOG_PERIOD": 10,  # updates between log lines
     "LOG_MODEL_INFO": True,  # log parameters, operations and activation memory at the start
     "LOG_MFU": True,  # log the share of the device's peak that matrix products use

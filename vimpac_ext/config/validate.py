@@ -5,6 +5,7 @@ from typing import Any
 from vimpac_ext.config.load import ConfigError, LoadedConfig
 
 _CHOICES = {
+    "TRAIN.PARALLEL": ("ddp", "fsdp"),
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.PRECISION": ("fp32", "bf16"),
     "EXTRACT.PRECISION": ("fp32", "bf16"),
@@ -102,6 +103,7 @@ def validate(loaded: LoadedConfig) -> None:
         distance is None or (is_number and distance >= 0),
         "null or a number of seconds, zero or more",
     )
+    _check_folders(loaded)
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_momentum(loaded)
@@ -117,6 +119,15 @@ def _check_split_files(loaded: LoadedConfig) -> None:
         key = f"{name}.TOKEN_SPLIT_FILE"
         fits = not (dataset and _value(loaded, key))
         _require(loaded, key, fits, f"empty, since {name}.DATASET ({dataset}) says which videos")
+
+
+def _check_folders(loaded: LoadedConfig) -> None:
+    local = "://" not in loaded.cfg.OUTPUT_DIR
+    _require(loaded, "OUTPUT_DIR", local, "a folder of this machine; REMOTE_DIR takes a copy of it")
+    remote = loaded.cfg.REMOTE_DIR
+    _require(loaded, "REMOTE_DIR", not remote or "://" in remote, "empty or a URL")
+    alone = not (remote and loaded.cfg.TRAIN.STAGES)
+    _require(loaded, "REMOTE_DIR", alone, "empty, since TRAIN.STAGES has folders for each stage")
 
 
 def _check_knn(loaded: LoadedConfig) -> None:
@@ -141,6 +152,11 @@ def _check_batch(loaded: LoadedConfig) -> None:
             train.BATCH_SIZE % train.MICRO_BATCH_SIZE == 0,
             f"0 or a divisor of TRAIN.BATCH_SIZE ({train.BATCH_SIZE})",
         )
+    sharded = train.PARALLEL == "fsdp"
+    fits = not (sharded and train.PRECISION == "fp16")
+    _require(loaded, "TRAIN.PRECISION", fits, "fp32 or bf16, since TRAIN.PARALLEL is fsdp")
+    fits = not (sharded and loaded.cfg.MODEL.CHANNELS_LAST)
+    _require(loaded, "MODEL.CHANNELS_LAST", fits, "False, since TRAIN.PARALLEL is fsdp")
     if train.ENABLE:
         as_built = loaded.cfg.TEST.CHECKPOINT_FILE_PATH == "none"
         _require(

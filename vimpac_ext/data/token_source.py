@@ -10,14 +10,18 @@ from vimpac_ext.data.original_tokens import PRECISION, OriginalTokens
 from vimpac_ext.data.store_format import META_FILE, StoreMeta
 from vimpac_ext.data.token_dataset import TokenClips
 from vimpac_ext.data.token_store import TokenStore
-from vimpac_ext.files import atomic_write, sha256_of
+from vimpac_ext.files import atomic_write, is_remote, local_folder, sha256_of
 from vimpac_ext.structures import UNLABELLED, VideoRecord
 
 VIDEO_LIST = "videos.csv"  # in a store whose labels are known: `video label` lines
 
 
 def has_tokens(source: TokenFolderSource) -> bool:
-    """Whether there is a token store, or a folder of the authors' for each item of the source."""
+    """Whether there is a token store, or a folder of the authors' for each item of the source.
+
+    Of a remote one it downloads a copy.
+    """
+    source = _local(source)
     if _is_store(source):
         return True
     return all(map(list_token_folders, [source] if isinstance(source, (str, Path)) else source))
@@ -30,13 +34,15 @@ def open_tokens(
 
     Args:
         source: folder of a token store; or one of the authors' folders, a folder that has such
-            folders, a pattern for them, or a list of these (see `find_token_folders`).
+            folders, a pattern for them, or a list of these (see `find_token_folders`). Instead of
+            a folder it may be a URL, whose content is downloaded once.
         views: spatial views that will be read; of the authors' folders only these are opened.
             None = all.
 
     Raises:
         ValueError: there are no tokens, they are damaged, or the authors' have not all views.
     """
+    source = _local(source)
     if isinstance(source, (str, Path)) and _is_store(source):
         return TokenStore(Path(source).expanduser())
     return OriginalTokens(source, views)
@@ -175,6 +181,13 @@ def _read_video_list(file: Path) -> dict[str, int]:
             raise ValueError(f"{file}, line {number}: expected `video label`, found {line!r}")
         labels[video_id] = int(label)
     return labels
+
+
+def _local(source: TokenFolderSource) -> TokenFolderSource:
+    """The source with a local folder in place of each URL."""
+    if isinstance(source, (str, Path)):
+        return local_folder(source) if isinstance(source, str) and is_remote(source) else source
+    return [local_folder(s) if isinstance(s, str) and is_remote(s) else s for s in source]
 
 
 def _is_store(source: TokenFolderSource) -> bool:

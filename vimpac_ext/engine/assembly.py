@@ -22,6 +22,7 @@ from vimpac_ext.data import (
     spatial_views,
 )
 from vimpac_ext.data.random_views import RandomView
+from vimpac_ext.engine.memory_format import channels_last
 from vimpac_ext.engine.model_fit import require_test_crop
 from vimpac_ext.registries import (
     ALL_REGISTRIES,
@@ -105,13 +106,12 @@ def build_task(cfg: CfgNode) -> Any:
         }
     # Without a NAME a task that can do without a masker gets none; for others it is an error.
     if needs(TASKS, cfg.TASK, "masker") or (wants(TASKS, cfg.TASK, "masker") and cfg.MASKER.NAME):
-        parts["masker"] = build(
-            MASKERS, cfg.MASKER, "MASKER", grid=grid, vocab_size=cfg.DATA.VOCAB_SIZE
-        )
+        vocab_size = cfg.DATA.VOCAB_SIZE
+        parts["masker"] = build(MASKERS, cfg.MASKER, "MASKER", grid=grid, vocab_size=vocab_size)
     online = wants(TASKS, cfg.TASK, "tokenizer") and cfg.DATA.TOKENS == "online"
     if online or needs(TASKS, cfg.TASK, "tokenizer"):
         parts["tokenizer"] = build_tokenizer(cfg)
-    return build(TASKS, cfg.TASK, "TASK", **parts)
+    return channels_last(build(TASKS, cfg.TASK, "TASK", **parts), cfg.MODEL.CHANNELS_LAST)
 
 
 def _build_heads(
@@ -134,7 +134,8 @@ def _build_heads(
 
 def build_tokenizer(cfg: CfgNode) -> nn.Module:
     """Builds the configured tokenizer (which loads its weights)."""
-    return build(TOKENIZERS, cfg.TOKENIZER, "TOKENIZER", vocab_size=cfg.DATA.VOCAB_SIZE)
+    tokenizer = build(TOKENIZERS, cfg.TOKENIZER, "TOKENIZER", vocab_size=cfg.DATA.VOCAB_SIZE)
+    return channels_last(tokenizer, cfg.MODEL.CHANNELS_LAST)
 
 
 def build_dataset(cfg: CfgNode, phase: str) -> Any:

@@ -4,12 +4,14 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vimpac_ext.files import is_remote, local_path, remote_names
 
 FORMAT = "vimpac_ext checkpoint 1"
 _READ_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError)
@@ -24,14 +26,19 @@ class DamagedCheckpointError(CheckpointError):
     """A file that cannot be read, or whose content is not what was written."""
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, newest first: by epochs done, then by updates."""
+def newest_first(names: Iterable[str]) -> list[str]:
+    """Those names that are of checkpoints: by epochs done, then by updates, newest first."""
     found = {}
-    for path in folder.glob("checkpoint_epoch_*.pyth"):
-        match = re.fullmatch(r"checkpoint_epoch_(\d+)(?:_update_(\d+))?\.pyth", path.name)
+    for name in names:
+        match = re.fullmatch(r"checkpoint_epoch_(\d+)(?:_update_(\d+))?\.pyth", name)
         if match:
-            found[int(match[1]), int(match[2] or 0)] = path
+            found[int(match[1]), int(match[2] or 0)] = name
     return [found[key] for key in sorted(found, reverse=True)]
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, newest first."""
+    return [folder / name for name in newest_first(path.name for path in folder.glob("*.pyth"))]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -45,14 +52,21 @@ def stage_folders(path: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix("stage_")))
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(source: str | Path) -> Path:
     """The file that a user means: a checkpoint, or the newest one of a run's folder.
 
     Of a run with TRAIN.STAGES it is that of the last stage that has one.
 
+    Args:
+        source: path or URL; a URL that does not end in a file name with a suffix is a folder's, of
+            a run or a stage. What is remote is downloaded.
+
     Raises:
         FileNotFoundError: if there is none.
     """
+    if isinstance(source, str) and is_remote(source):
+        return _find_remote(source.rstrip("/"))
+    path = Path(source)
     if path.is_file():
         return path
     newest = newest_checkpoint(path / "checkpoints") or newest_checkpoint(path)
@@ -61,6 +75,16 @@ def find_checkpoint(path: Path) -> Path:
     if newest is None:
         raise FileNotFoundError(f"no checkpoint: {path} is neither a file nor a folder with one")
     return newest
+
+
+def _find_remote(source: str) -> Path:
+    if PurePosixPath(source).suffix:
+        return local_path(source)
+    for folder in (f"{source}/checkpoints", source):
+        newest = newest_first(remote_names(folder))
+        if newest:
+            return local_path(f"{folder}/{newest[0]}")
+    raise FileNotFoundError(f"no checkpoint: {source} is neither a file nor a folder with one")
 
 
 def require_whole(path: Path) -> None:

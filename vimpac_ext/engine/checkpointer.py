@@ -21,8 +21,10 @@ from vimpac_ext.engine.checkpoint_files import (
     require_whole,
 )
 from vimpac_ext.engine.distributed import from_main, is_main, rank, world_size
+from vimpac_ext.engine.remote import Mirror
 from vimpac_ext.engine.rng import rng_state
-from vimpac_ext.files import atomic_write
+from vimpac_ext.engine.sharding import whole_state
+from vimpac_ext.files import atomic_write, sha256_of
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ class Checkpointer:
         facts: further plain values to store, e.g. the tokenizer's fingerprint.
         keep: newest checkpoints that are kept; 0 = all.
         order: what decides which videos are in which update, name -> plain value.
+        mirror: copy of the folder in remote storage.
     """
 
     def __init__(
@@ -45,12 +48,14 @@ class Checkpointer:
         facts: Mapping[str, Any],
         keep: int = 0,
         order: Mapping[str, Any] | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.folder = folder / "checkpoints"
         self.config_text = config_text
         self.facts = dict(facts)
         self.keep = keep
         self.order = dict(order or {})
+        self.mirror = mirror
 
     def save(
         self,
@@ -63,6 +68,8 @@ class Checkpointer:
         more: Mapping[str, Any] | None = None,
     ) -> Path:
         """Writes a checkpoint whole or not at all, then removes the oldest beyond ``keep``.
+
+        With a process group, every process calls this; the main one writes.
 
         Args:
             model: its weights are stored.
@@ -79,8 +86,8 @@ class Checkpointer:
         path = self.folder / f"{name}.pyth"
         checkpoint = {
             "format": FORMAT,
-            "model_state": model.state_dict(),
-            "optimizer_state": optimizer.state_dict(),
+            "model_state": whole_state(model.state_dict()),
+            "optimizer_state": whole_state(optimizer.state_dict()),
             "optimizer_names": names_in_order(model, optimizer),
             "epoch": epoch,
             "update": update,
@@ -89,6 +96,8 @@ class Checkpointer:
             "order": self.order,
             **(more or {"scaler_state": {}, "ema_state": None, "rng_states": [rng_state()]}),
         }
+        if not is_main():
+            return path
         try:
             with atomic_write(path, "wb") as file:
                 torch.save(checkpoint, file)
@@ -101,6 +110,8 @@ class Checkpointer:
         if self.keep:
             for old in checkpoints_in(self.folder)[self.keep :]:
                 old.unlink()
+        if self.mirror is not None:
+            self.mirror.push_or_warn(self.keep)
         return path
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -118,6 +129,10 @@ class Checkpointer:
         path = from_main(self._newest_whole() if is_main() else None)
         if path is None:
             return None
+        if self.mirror is not None:
+            digest = from_main(sha256_of(path) if is_main() else "")
+            if not is_main():
+                self.mirror.fetch_same(path, digest)
         hint = "; choose another OUTPUT_DIR, or TRAIN.AUTO_RESUME False to start again"
         checkpoint = read_checkpoint(path, check=False)  # the main process has checked
         if "rng_states" not in checkpoint:

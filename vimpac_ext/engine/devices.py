@@ -4,6 +4,18 @@ import torch
 from fvcore.common.config import CfgNode
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether GPUs round the inputs of float32 products to 10 bits (TensorFloat-32).
+
+    That concerns matrix products, and convolutions, for which PyTorch's own default is to do so.
+
+    Args:
+        allowed: both; else neither.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def device_of(cfg: CfgNode, local_rank: int = 0) -> torch.device:
     """CPU, or the GPU of this process.
 

@@ -207,10 +207,13 @@ class _Watch:
         self._rank = rank
         self._stopped = threading.Event()
         self._failed = threading.Event()
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopped.set()
+        # A thread inside the store when the interpreter ends aborts the process.
+        self._thread.join(_SECONDS_TO_END)
 
     def waits_for_failure(self) -> bool:
         """Whether another process has told, or tells soon, that it failed."""

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vimpac_ext.engine.sharding import copy_into, local
+
 
 class Ema:
     """average <- decay * average + (1 - decay) * weights after every update; buffers are copied.
@@ -26,8 +28,8 @@ class Ema:
         """Takes in the weights after an update."""
         current = model.state_dict()
         torch._foreach_lerp_(
-            [self.state[name] for name in self._averaged],
-            [current[name] for name in self._averaged],
+            [local(self.state[name]) for name in self._averaged],
+            [local(current[name]) for name in self._averaged],
             1 - self.decay,
         )
         for name in self._copied:
@@ -36,7 +38,7 @@ class Ema:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continues with the average of a checkpoint."""
         for name, value in self.state.items():
-            value.copy_(state[name])
+            copy_into(value, state[name])
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

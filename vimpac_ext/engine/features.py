@@ -44,7 +44,7 @@ def checkpoint_to_test(cfg: CfgNode) -> Path | None:
         FileNotFoundError: if there is none.
     """
     path = cfg.TEST.CHECKPOINT_FILE_PATH
-    return None if path == AS_BUILT else find_checkpoint(Path(path or cfg.OUTPUT_DIR))
+    return None if path == AS_BUILT else find_checkpoint(path or cfg.OUTPUT_DIR)
 
 
 def load_backbone(cfg: CfgNode, task: Any, facts: Mapping[str, Any]) -> Path | None:

@@ -12,14 +12,16 @@ from vimpac_ext.config import LoadedConfig, last_stage, load_config, stages_of, 
 from vimpac_ext.engine.assembly import build_task, check_components
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
 from vimpac_ext.engine.devices import device_of
-from vimpac_ext.engine.distributed import is_main
+from vimpac_ext.engine.distributed import from_main, is_main
 from vimpac_ext.engine.events import open_events
 from vimpac_ext.engine.features import AS_BUILT
 from vimpac_ext.engine.knn_monitor import evaluate_knn
+from vimpac_ext.engine.remote import fetch_remote_run, local_config, mirror_of
 from vimpac_ext.engine.requirements import require_inputs
 from vimpac_ext.engine.stages import begin, train_stages
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.wandb_log import wandb_options
+from vimpac_ext.files import is_remote
 from vimpac_ext.plugins import import_builtin_components, import_plugins
 
 _logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ def prepare(
     """Reads and checks a configuration; nothing is written and no data is read.
 
     Args:
-        path: YAML file.
+        path: YAML file; a remote one is copied first.
         overrides: alternating keys and values.
         plugins: modules to import besides the config's PLUGINS.
 
@@ -40,6 +42,9 @@ def prepare(
         BuildError: for a wrong component section.
         PluginError: for a plug-in that cannot be imported.
     """
+    if isinstance(path, str) and is_remote(path):
+        import_plugins(plugins)  # one may bring what reads such a URL
+        path = local_config(path)
     loaded = load_config(path, overrides)
     cfg = loaded.cfg.clone()
     cfg.defrost()
@@ -73,9 +78,13 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     Raises:
         MissingInputError: listing everything that the run needs and does not find.
         ConfigError: if it asks for a package that is not installed.
+        OSError: REMOTE_DIR cannot be read at the start, or written at the end.
     """
     cfg = last_stage(loaded).cfg
     device = device_of(cfg, local_rank)
+    if is_main():
+        fetch_remote_run(cfg)
+    from_main(None)  # waits for it
     require_inputs(loaded)
     wandb_options(cfg)  # says so now if the package is missing
     folder = Path(cfg.OUTPUT_DIR)
@@ -88,6 +97,7 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     result = {} if tester is None else _test(cfg, task, tester, update, folder)
     if cfg.KNN.ENABLE and not cfg.TRAIN.ENABLE and is_main():
         result = {**result, "knn": evaluate_knn(cfg, device, folder / "knn")}
+    _copy_output(cfg)
     return result
 
 
@@ -95,7 +105,7 @@ def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) ->
     """Loads the checkpoint to test, unless it is the model just trained, and tests."""
     wanted = cfg.TEST.CHECKPOINT_FILE_PATH
     if wanted != AS_BUILT and (wanted or not cfg.TRAIN.ENABLE):
-        path = find_checkpoint(Path(wanted or folder))
+        path = find_checkpoint(wanted or folder)
         update = load_model(path, task, tester.facts)
         _logger.info("testing %s", path)
     result = tester.report(task, folder / "test")
@@ -104,3 +114,9 @@ def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) ->
         protocol = {"split": "test_final", "protocol_id": result["protocol_id"]}
         events.write("test_final", update, {**protocol, **accuracies})
     return result
+
+
+def _copy_output(cfg: CfgNode) -> None:
+    mirror = mirror_of(cfg)
+    if mirror is not None and is_main():
+        mirror.push(cfg.TRAIN.KEEP_CHECKPOINTS)

@@ -16,13 +16,12 @@ from vimpac_ext.evaluation import matrix_flops, parameter_count
 _logger = logging.getLogger(__name__)
 
 
-def log_model_info(cfg: CfgNode, task: Any, device: torch.device) -> None:
+def log_model_info(cfg: CfgNode, task: Any) -> None:
     """Logs parameters and the operations of a forward pass. Every process calls this.
 
     Args:
         cfg: configuration.
-        task: on the device.
-        device: where the forward pass runs.
+        task: on the device where the forward pass runs.
     """
     total = parameter_count(task)
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
@@ -31,7 +30,8 @@ def log_model_info(cfg: CfgNode, task: Any, device: torch.device) -> None:
     backbone = getattr(task, "backbone", None)
     if backbone is None:
         return
-    view = _training_view(cfg, getattr(backbone, "input_kind", "tokens")).to(device)
+    view = _training_view(cfg, getattr(backbone, "input_kind", "tokens"))
+    view = view.to(next(backbone.parameters()).device)
     flops = matrix_flops(backbone, view)
     text = f"{flops / 1e9:,.4g} GFLOPs ({flops / 2e9:,.4g} G multiply-adds)"
     crops = (cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)

@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vimpac_ext.engine.distributed import rank, world_size
+from vimpac_ext.engine.sharding import exchange_gradients, is_sharded
+from vimpac_ext.maskers import Noise
+from vimpac_ext.structures import SpecialTokens
 
+Corruption = Callable[..., tuple[Tensor, Tensor]]
 Masker = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
@@ -19,13 +23,16 @@ class Replica:
     """The training step of a task; with several processes, backward averages the gradients.
 
     Args:
-        task: its parameters are on their device, and no longer change their number or shape.
+        task: its parameters are on their device, and no longer change their number or shape. One
+            that is sharded stays so; of others every process has all weights.
     """
 
     def __init__(self, task: Any) -> None:
+        self._task = task
+        self._is_sharded = is_sharded(task)
         self._step: nn.Module = _Step(task)
         self._parallel: DistributedDataParallel | None = None
-        if world_size() > 1:
+        if world_size() > 1 and not self._is_sharded:
             # Parameters that a step does not use (such as the last layer's CLS path without a
             # loss on it) are common here. Searching for them also keeps the buckets in one order,
             # which a resumed run needs in order to add up gradients in the order of an unbroken
@@ -37,6 +44,8 @@ class Replica:
 
     def __call__(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Losses of this process's part of a micro-batch."""
+        if self._is_sharded:
+            share_buffers(self._task)  # as DistributedDataParallel does
         return self._step(batch, generator)
 
     def exchange(self, wanted: bool) -> AbstractContextManager:
@@ -44,6 +53,8 @@ class Replica:
 
         Those of steps inside ``exchange(False)`` are averaged by the next one that does.
         """
+        if self._is_sharded:
+            exchange_gradients(self._task, wanted)
         if wanted or self._parallel is None:
             return nullcontext()
         return self._parallel.no_sync()
@@ -81,11 +92,48 @@ class GlobalMasker:
         return self._draw(self.masker, tokens, generator)
 
     def _draw(self, masker: Masker, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
-        own = tokens.unflatten(0, (self.clips_per_video, 1, -1))  # (clips, 1, videos, T, H, W)
-        # The others' clips are not known here; copies of our own take their places.
-        everywhere = own.expand(-1, world_size(), *own.shape[2:])
-        masks = masker(everywhere.flatten(0, 2), generator)
-        return masks.unflatten(0, everywhere.shape[:3])[:, rank()].flatten(0, 1)
+        masks = masker(_for_all_processes(tokens, self.clips_per_video), generator)
+        return _of_this_process(masks, self.clips_per_video)
+
+
+class GlobalNoise:
+    """As `GlobalMasker`, for the corruption of masked clips.
+
+    Args:
+        corrupt: draws, see `vimpac_ext.maskers.corrupt`.
+        clips_per_video: as for `GlobalMasker`.
+    """
+
+    def __init__(self, corrupt: Corruption, clips_per_video: int) -> None:
+        self.corrupt = corrupt
+        self.clips_per_video = clips_per_video
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        special: SpecialTokens,
+        noise: Noise = "none",
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The corrupted clips and their masks, as of all processes' clips together."""
+        if noise == "none":  # nothing is drawn
+            return self.corrupt(tokens, mask, special, noise, generator)
+        clips = self.clips_per_video
+        everywhere = (_for_all_processes(value, clips) for value in (tokens, mask))
+        hidden, masks = self.corrupt(*everywhere, special, noise, generator)
+        return _of_this_process(hidden, clips), _of_this_process(masks, clips)
+
+
+def _for_all_processes(own: Tensor, clips_per_video: int) -> Tensor:
+    """This process's clips, and copies of them in the places of the others', not known here."""
+    grouped = own.unflatten(0, (clips_per_video, 1, -1))  # (clips, 1, videos, ...)
+    return grouped.expand(-1, world_size(), *grouped.shape[2:]).flatten(0, 2)
+
+
+def _of_this_process(everywhere: Tensor, clips_per_video: int) -> Tensor:
+    grouped = everywhere.unflatten(0, (clips_per_video, world_size(), -1))
+    return grouped[:, rank()].flatten(0, 1)
 
 
 def share_buffers(model: nn.Module) -> None:

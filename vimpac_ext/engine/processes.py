@@ -17,6 +17,7 @@ from vimpac_ext.engine.distributed import Membership, from_main, gather, is_main
 from vimpac_ext.engine.launch import prepare, run
 from vimpac_ext.engine.local_processes import run_local_processes
 from vimpac_ext.engine.placement import LaunchError, Placement, Shard, placement_of
+from vimpac_ext.engine.remote import fetch_remote_run
 from vimpac_ext.files import atomic_write
 
 
@@ -141,7 +142,7 @@ def run_as(placement: Placement, request: RunRequest) -> None:
             device = device_of(loaded.cfg, placement.local_rank)
             membership.join(f"run {index}", device, loaded.cfg.DIST_TIMEOUT)
             _require_same_config(loaded)
-            folder = _require_writable(loaded.cfg) if is_main() else None
+            folder = _output_folder(loaded.cfg) if is_main() else None
             from_main(None)  # waits for the main process to find that it can write
             start_logging(folder, quiet=not is_main())
             run(loaded, placement.local_rank)
@@ -149,8 +150,17 @@ def run_as(placement: Placement, request: RunRequest) -> None:
 
 
 def _run_alone(loaded: LoadedConfig) -> None:
-    start_logging(_require_writable(loaded.cfg))
+    start_logging(_output_folder(loaded.cfg))
     run(loaded)
+
+
+def _output_folder(cfg: CfgNode) -> Path:
+    """OUTPUT_DIR, with the logs of a run that goes on on this machine, before logging starts."""
+    folder = _require_writable(cfg)
+    if cfg.REMOTE_DIR:
+        start_logging()  # on the terminal alone: stdout.log is one of the files to fetch
+        fetch_remote_run(cfg)
+    return folder
 
 
 def _require_writable(cfg: CfgNode) -> Path:

@@ -10,6 +10,7 @@ from vimpac_ext.config import ConfigError, LoadedConfig, last_stage, load_config
 from vimpac_ext.data import has_tokens
 from vimpac_ext.engine.checkpoint import find_checkpoint
 from vimpac_ext.engine.stages import unfinished_stages
+from vimpac_ext.files import is_remote
 
 
 class MissingInputError(FileNotFoundError):
@@ -104,10 +105,11 @@ def _missing_checkpoints(loaded: LoadedConfig) -> Iterator[str]:
         if not path or (phase == "TEST" and path == "none"):
             continue
         try:
-            find_checkpoint(Path(path))
-        except FileNotFoundError:
+            find_checkpoint(path)
+        except FileNotFoundError as error:
+            why = f" ({error})" if is_remote(path) else ""
             yield (
-                f"{phase}.CHECKPOINT_FILE_PATH: no checkpoint in {path!r}. "
+                f"{phase}.CHECKPOINT_FILE_PATH: no checkpoint in {path!r}{why}. "
                 f"{_command_for_checkpoint(loaded, Path(path))}"
             )
 

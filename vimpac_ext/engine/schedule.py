@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from fvcore.common.config import CfgNode
+
 Policy = Literal["linear", "cosine", "step", "constant"]
 
 
@@ -100,3 +102,21 @@ def schedule_of(
         )
 
     return rate
+
+
+def build_schedule(solver: CfgNode, updates_per_epoch: int) -> Callable[[int], float]:
+    """The schedule that a config's SOLVER section describes: update -> learning rate."""
+    return schedule_of(
+        solver.BASE_LR,
+        solver.LR_POLICY,
+        updates_per_epoch,
+        solver.SCHEDULE_EPOCHS or solver.SCHEDULE_START_EPOCH + solver.MAX_EPOCH,
+        start_epoch=solver.SCHEDULE_START_EPOCH,
+        warmup_ratio=solver.WARMUP_RATIO,
+        warmup_epochs=solver.WARMUP_EPOCHS,
+        warmup_steps=solver.WARMUP_STEPS,
+        start_lr=solver.WARMUP_START_LR,
+        end_lr=solver.COSINE_END_LR,
+        step_epochs=solver.STEPS if solver.LR_POLICY == "step" else (),
+        step_factors=solver.LRS if solver.LR_POLICY == "step" else (),
+    )

@@ -13,6 +13,7 @@ from vimpac_ext.config import ConfigError, LoadedConfig, stages_of
 from vimpac_ext.engine.assembly import build_task, data_facts
 from vimpac_ext.engine.checkpoint import newest_checkpoint, take_weights
 from vimpac_ext.engine.checkpoint_files import require_same_facts
+from vimpac_ext.engine.devices import allow_tf32
 from vimpac_ext.engine.distributed import from_main, is_main
 from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.rng import seed_rng
@@ -34,7 +35,7 @@ def begin(cfg: CfgNode, device: torch.device) -> Tester | None:
         ValueError: as `Tester`.
     """
     seed_rng(cfg.RNG_SEED)  # the same in all processes, so that they build the same model
-    torch.set_float32_matmul_precision("high" if cfg.TRAIN.TF32 else "highest")
+    allow_tf32(cfg.TRAIN.TF32)
     return Tester(cfg, device) if _can_test(cfg) else None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from vimpac_ext.engine.ema import Ema
 from vimpac_ext.engine.events import EventLog
 from vimpac_ext.engine.parallel import Replica, share_buffers
 from vimpac_ext.engine.rng import kept_rng, rng_state, set_rng_state
+from vimpac_ext.engine.sharding import clip_gradients, whole_state
 from vimpac_ext.engine.step_meter import StepMeter
 from vimpac_ext.engine.stopping import StopRequest, TrainingStopped
 from vimpac_ext.engine.window import NonFiniteLossError, Window
@@ -179,7 +180,7 @@ class Trainer:
         self.window.add_loss(total["loss"], videos)
         self.scaler.unscale_(self.optimizer)
         max_norm = self.options.clip_grad_norm or math.inf
-        total["grad_norm"] = nn.utils.clip_grad_norm_(self.task.parameters(), max_norm)
+        total["grad_norm"] = clip_gradients(self.task.parameters(), max_norm)
         if not self.scaler.is_enabled():  # the scaler skips updates with infinite gradients
             self.window.add_norm(total["grad_norm"])
         if self.device.type == "cpu":  # no synchronisation to pay for: stop before the update
@@ -241,20 +242,16 @@ class Trainer:
         """Every process is here; none leaves before the file is on disk."""
         self.window.require_finite(done - 1)
         states = gather(rng_state())
-        path = ""
-        if is_main():
-            more = {
-                "scaler_state": self.scaler.state_dict(),
-                "ema_state": self.ema.state if self.ema else None,
-                "rng_states": states,
-            }
-            epoch, inside = divmod(done, self.sampler.updates_per_epoch)
-            path = str(
-                self.checkpointer.save(
-                    self.task, self.optimizer, epoch, done, inside_epoch=inside > 0, more=more
-                )
-            )
-        return from_main(path)
+        more = {
+            "scaler_state": self.scaler.state_dict(),
+            "ema_state": whole_state(self.ema.state) if self.ema else None,
+            "rng_states": states,
+        }
+        epoch, inside = divmod(done, self.sampler.updates_per_epoch)
+        path = self.checkpointer.save(
+            self.task, self.optimizer, epoch, done, inside_epoch=inside > 0, more=more
+        )
+        return from_main(str(path))
 
     def _evaluate(self, done: int) -> None:
         self._look(self.evaluate, done)

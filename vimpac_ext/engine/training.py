@@ -1,7 +1,6 @@
 """Assembles a trainer from a configuration and runs it."""
 
 import logging
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,14 @@ from vimpac_ext.engine.config_changes import config_changes
 from vimpac_ext.engine.distributed import is_main, rank, world_size
 from vimpac_ext.engine.events import EventLog, open_events
 from vimpac_ext.engine.knn_monitor import KnnMonitor
+from vimpac_ext.engine.memory_format import match_memory_formats
 from vimpac_ext.engine.model_info import log_model_info, step_meter
 from vimpac_ext.engine.optim import build_optimizer
-from vimpac_ext.engine.parallel import GlobalMasker
+from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise
+from vimpac_ext.engine.remote import mirror_of
 from vimpac_ext.engine.rng import seed_rng
-from vimpac_ext.engine.schedule import schedule_of
+from vimpac_ext.engine.schedule import build_schedule
+from vimpac_ext.engine.sharding import layers_of, shard, whole
 from vimpac_ext.engine.tester import Tester, require_labels
 from vimpac_ext.engine.trainer import Trainer, TrainerOptions
 from vimpac_ext.engine.training_pictures import TrainingPictures
@@ -39,6 +41,7 @@ _logger = logging.getLogger(__name__)
 # Keys that may differ between a run and its continuation without a word.
 _FREE_KEYS = (
     "OUTPUT_DIR",
+    "REMOTE_DIR",
     "LOG_PERIOD",
     "LOG_MODEL_INFO",
     "LOG_MFU",
@@ -86,6 +89,11 @@ def train(
     optimizer = build_optimizer(task, cfg.SOLVER)
     checkpointer = _checkpointer(cfg, folder, clips)
     checkpoint = _start(cfg, task, optimizer, checkpointer)
+    match_memory_formats(optimizer)
+    if cfg.LOG_MODEL_INFO:
+        log_model_info(cfg, task)
+    if _shards(cfg):
+        shard(task, optimizer, cfg.TRAIN.PRECISION, device)
     sampler = update_sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
     loading = cfg.DATA_LOADER
     bad = folder / "bad_videos.jsonl"
@@ -103,8 +111,6 @@ def train(
         sampler.first_update,
         world_size(),
     )
-    if cfg.LOG_MODEL_INFO:
-        log_model_info(cfg, task, device)
     first_update = sampler.first_update + 1
     with open_events(folder, cfg.TENSORBOARD, first_update, wandb_options(cfg)) as events:
         trainer = Trainer(
@@ -112,7 +118,7 @@ def train(
             sampler,
             loader,
             optimizer,
-            _schedule(cfg, sampler.updates_per_epoch),
+            build_schedule(cfg.SOLVER, sampler.updates_per_epoch),
             checkpointer,
             events,
             device,
@@ -131,6 +137,7 @@ def train(
         trainer.train()
     if trainer.ema is not None:
         task.load_state_dict(trainer.ema.state)
+    task = whole(task)
     if hasattr(task, "export") and is_main():  # e.g. a tokenizer, whose weights are used elsewhere
         task.export(folder / "exported.safetensors")
         _logger.info("exported %s", folder / "exported.safetensors")
@@ -138,7 +145,8 @@ def train(
 
 
 def _build(cfg: CfgNode, device: torch.device) -> Any:
-    task = build_task(cfg).to(device)
+    # What is to be sharded must not have to fit on one device.
+    task = build_task(cfg).to("cpu" if _shards(cfg) else device)
     if world_size() > 1:
         if not getattr(task, "multi_process", True):
             raise ConfigError(
@@ -146,14 +154,22 @@ def _build(cfg: CfgNode, device: torch.device) -> Any:
                 "to 0 or 1 and NUM_CPU_PROCESSES to 1"
             )
         if getattr(task, "masker", None) is not None:
-            masker = GlobalMasker(task.masker, 2 if task.clip_mode == "pair" else 1)
+            clips = 2 if task.clip_mode == "pair" else 1
             # Past nn.Module's registration: the names in the state dict stay as they are.
-            object.__setattr__(task, "masker", masker)
+            object.__setattr__(task, "masker", GlobalMasker(task.masker, clips))
+            if hasattr(task, "corrupt"):
+                object.__setattr__(task, "corrupt", GlobalNoise(task.corrupt, clips))
     if cfg.TRAIN.COMPILE:
         if not hasattr(task, "backbone"):
             raise ConfigError(f"TRAIN.COMPILE: {type(task).__name__} has no backbone to compile")
-        task.backbone.compile()
+        # Around sharded layers their weights are gathered, which cannot be compiled.
+        for module in layers_of(task) if _shards(cfg) else [task.backbone]:
+            module.compile()
     return task
+
+
+def _shards(cfg: CfgNode) -> bool:
+    return cfg.TRAIN.PARALLEL == "fsdp" and world_size() > 1
 
 
 def training_clips(cfg: CfgNode, task: Any) -> Any:
@@ -183,9 +199,8 @@ def _checkpointer(cfg: CfgNode, folder: Path, clips: Any) -> Checkpointer:
         "TRAIN.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE,
         "RNG_SEED": cfg.RNG_SEED,
     }
-    return Checkpointer(
-        folder, cfg.dump(), data_facts(cfg, clips), cfg.TRAIN.KEEP_CHECKPOINTS, order
-    )
+    facts, keep = data_facts(cfg, clips), cfg.TRAIN.KEEP_CHECKPOINTS
+    return Checkpointer(folder, cfg.dump(), facts, keep, order, mirror_of(cfg))
 
 
 def _start(
@@ -200,7 +215,7 @@ def _start(
                 _logger.warning("resumed with other settings than before: %s", "; ".join(changes))
             return checkpoint
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        path = find_checkpoint(Path(cfg.TRAIN.CHECKPOINT_FILE_PATH))
+        path = find_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH)
         with_moments = cfg.TRAIN.CHECKPOINT_OPTIMIZER
         report = initialise_weights(path, task, checkpointer.facts, raw=with_moments)
         _logger.info("weights from %s: %s", path, report)
@@ -229,24 +244,6 @@ def update_sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSam
     )
 
 
-def _schedule(cfg: CfgNode, updates_per_epoch: int) -> Callable[[int], float]:
-    solver = cfg.SOLVER
-    return schedule_of(
-        solver.BASE_LR,
-        solver.LR_POLICY,
-        updates_per_epoch,
-        solver.SCHEDULE_EPOCHS or solver.SCHEDULE_START_EPOCH + solver.MAX_EPOCH,
-        start_epoch=solver.SCHEDULE_START_EPOCH,
-        warmup_ratio=solver.WARMUP_RATIO,
-        warmup_epochs=solver.WARMUP_EPOCHS,
-        warmup_steps=solver.WARMUP_STEPS,
-        start_lr=solver.WARMUP_START_LR,
-        end_lr=solver.COSINE_END_LR,
-        step_epochs=solver.STEPS if solver.LR_POLICY == "step" else (),
-        step_factors=solver.LRS if solver.LR_POLICY == "step" else (),
-    )
-
-
 def _options(cfg: CfgNode) -> TrainerOptions:
     train = cfg.TRAIN
     return TrainerOptions(
@@ -270,6 +267,7 @@ def _evaluate(
     events: EventLog,
     update: int,
 ) -> None:
+    task = whole(task)
     if monitor is not None and is_main():  # the others wait for it in the next step
         events.write("knn_epoch", update, monitor.run(task, update))
     if tester is None:

@@ -7,6 +7,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+def num_processes() -> int:
+    """Of the process group; 1 without one."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
+
+
+def sum_over_processes(values: Tensor) -> None:
+    """Replaces a tensor by its sum over all processes; not for gradients."""
+    if num_processes() > 1:
+        dist.all_reduce(values)
+
+
 def sizes_of_processes(size: int, device: torch.device) -> list[int]:
     """The ``size`` that each process gives, in rank order; one entry without a process group.
 
@@ -16,7 +29,7 @@ def sizes_of_processes(size: int, device: torch.device) -> list[int]:
         size: what this process gives.
         device: one that the process group can communicate from.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if num_processes() == 1:
         return [size]
     own = torch.tensor([size], device=device)
     sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]

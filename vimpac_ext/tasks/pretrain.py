@@ -79,6 +79,7 @@ class PretrainTask(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.masker = masker
         self.noise = noise
+        self.corrupt = corrupt  # several processes draw the noise of all clips
         self.unmasked_heads = tuple(heads if masker is None else unmasked_heads)
         self.special = SpecialTokens(vocab_size)
         self.tokenize = OnlineTokenizer(tokenizer, self.special) if tokenizer else None
@@ -143,7 +144,7 @@ class PretrainTask(nn.Module):
         draw: Any = self.masker
         if self.noise == "block":
             draw = draw.blocks
-        return corrupt(tokens, draw(tokens, generator), self.special, self.noise, generator)
+        return self.corrupt(tokens, draw(tokens, generator), self.special, self.noise, generator)
 
     def _blank(self, clips: Tensor, mask: Tensor | None = None) -> Tensor:
         """The mean colour, zero after normalisation, at padding and where tokens are masked."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from vimpac_ext.losses.gather import gather, num_processes, sum_over_processes
 from vimpac_ext.registries import TASKS
 from vimpac_ext.tokenizers.common import full_precision
 
@@ -39,10 +40,10 @@ class TrainTokenizerTask(nn.Module):
     Encoder and decoder follow the gradient, straight through the quantisation. Each code follows
     the exponential moving average of the vectors that chose it. A code that has become rare is
     dead and is put on a vector of the batch; at the first step all are, which starts the codebook
-    on the data.
+    on the data. With several processes the codebook follows the vectors of all, as one process
+    that has them all would let it.
     """
 
-    multi_process: ClassVar[bool] = False  # each process would move the codebook on its own
     input_kind: ClassVar[str] = "pixels"
     clip_mode: ClassVar[str] = "random"
 
@@ -140,12 +141,14 @@ class TrainTokenizerTask(nn.Module):
         """Codes (N, h, w, D) and tokens (N, h, w) of features; then moves the codebook."""
         codebook = self._trainable.codebook
         vectors = features.flatten(0, -2)  # (M, D)
-        self._restart_dead_codes(vectors, generator)
+        self._restart_dead_codes(_of_all_processes(vectors), generator)
         tokens = self._trainable.nearest_codes(features)
         codes = codebook[tokens]
         chosen = tokens.flatten()
         counts = torch.bincount(chosen, minlength=len(codebook)).to(vectors.dtype)
         sums = torch.zeros_like(codebook).index_add_(0, chosen, vectors)
+        for total in (counts, sums):
+            sum_over_processes(total)
         self.code_counts.lerp_(counts, 1 - self.ema_decay)
         self.code_sums.lerp_(sums, 1 - self.ema_decay)
         codebook.copy_(self.code_sums / self.code_counts[:, None])
@@ -165,7 +168,15 @@ class TrainTokenizerTask(nn.Module):
 
 
 def _perplexity(tokens: Tensor, vocab_size: int) -> Tensor:
-    """Exponential of the entropy, in nats, of how often each token occurs."""
-    shares = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
-    entropy: Tensor = torch.special.entr(shares).sum()
+    """Exponential of the entropy, in nats, of how often each token of all processes occurs."""
+    counts = torch.bincount(tokens.flatten(), minlength=vocab_size)
+    sum_over_processes(counts)
+    entropy: Tensor = torch.special.entr(counts / counts.sum()).sum()
     return entropy.exp()
+
+
+def _of_all_processes(vectors: Tensor) -> Tensor:
+    """(M, D) of each process -> (processes * M, D), in the order of one that has all videos."""
+    if num_processes() == 1:
+        return vectors
+    return gather(vectors).flatten(0, 1)

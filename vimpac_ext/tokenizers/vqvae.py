@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vimpac_ext.files import atomic_write
+from vimpac_ext.files import atomic_write, is_remote, local_path
 from vimpac_ext.registries import TOKENIZERS
 from vimpac_ext.tokenizers.common import (
     check_frames,
@@ -54,8 +54,8 @@ class VQVAETokenizer(nn.Module):
         """Builds the network that the weights file describes, or a new one to be trained.
 
         Args:
-            weights: file written by `save`; "demo" = the one that comes with the library, trained
-                on the demo's videos; None = random weights.
+            weights: path or URL of a file written by `save`; "demo" = the one that comes with the
+                library, trained on the demo's videos; None = random weights.
             vocab_size: number of codes; None = as in the file, 512 in a new network.
             hidden_dim: width at token resolution, even; None = as in the file, or 128.
             code_dim: size of a code; None = as in the file, or 16.
@@ -71,7 +71,8 @@ class VQVAETokenizer(nn.Module):
         if weights is None:
             tensors, sizes = None, {**_DEFAULT_SIZES, **asked}
         else:
-            tensors, sizes = _read_weights(DEMO_WEIGHTS if weights == "demo" else Path(weights))
+            path = local_path(weights) if is_remote(weights) else Path(weights)
+            tensors, sizes = _read_weights(DEMO_WEIGHTS if weights == "demo" else path)
             for name, size in asked.items():
                 if size != sizes[name]:
                     raise ValueError(f"{weights} has {name} {sizes[name]}, but {size} is asked for")

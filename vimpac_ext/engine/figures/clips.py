@@ -97,7 +97,7 @@ def checkpoint_of(loaded: LoadedConfig) -> Path:
     """
     folder = loaded.cfg.TEST.CHECKPOINT_FILE_PATH or loaded.cfg.OUTPUT_DIR
     try:
-        return find_checkpoint(Path(folder))
+        return find_checkpoint(folder)
     except FileNotFoundError as error:
         raise MissingInputError(
             f"{loaded.path} cannot run yet:\n  - no checkpoint in {folder!r}. Make it: "

@@ -1,0 +1,203 @@
+"""Runs whose configuration or output is in remote storage."""
+
+import json
+import logging
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from fvcore.common.config import CfgNode
+
+from vimpac_ext.config import ConfigError
+from vimpac_ext.engine.checkpoint_files import (
+    DamagedCheckpointError,
+    checkpoints_in,
+    newest_first,
+    require_whole,
+)
+from vimpac_ext.files import (
+    atomic_write,
+    cached_place,
+    download,
+    path_manager,
+    remote_names,
+    sha256_of,
+)
+
+_logger = logging.getLogger(__name__)
+
+_RECORD = ".mirrored.json"  # in OUTPUT_DIR: what has been copied
+_CHECKPOINTS = "checkpoints"
+_CONTINUED = ("metrics.jsonl", "stdout.log")  # files that a continued run adds to
+
+
+def local_config(source: str) -> Path:
+    """A copy of a remote configuration, with its bases where it looks for them.
+
+    It is downloaded anew each time.
+
+    Args:
+        source: URL of a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ConfigError: it leads back to itself.
+    """
+    return _copy_config(source, ())
+
+
+def _copy_config(source: str, above: tuple[str, ...]) -> Path:
+    if source in above:
+        raise ConfigError(f"{source}: _BASE_ leads back to the file itself")
+    path = cached_place(source)
+    download(source, path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return path  # whoever loads it says what is wrong
+    base = tree.get("_BASE_") if isinstance(tree, dict) else None
+    if isinstance(base, str):
+        scheme, _, place = source.partition("://")
+        where = posixpath.normpath(posixpath.join(posixpath.dirname(place), base))
+        _copy_config(f"{scheme}://{where}", (*above, source))
+    return path
+
+
+class Mirror:
+    """A copy of OUTPUT_DIR in remote storage, from which another machine can go on.
+
+    Args:
+        folder: OUTPUT_DIR.
+        remote: URL of a folder for this run alone.
+    """
+
+    def __init__(self, folder: Path, remote: str) -> None:
+        self.folder = folder
+        self.remote = remote.rstrip("/")
+        self._can_rename = True
+
+    def fetch(self) -> None:
+        """Takes the newest whole checkpoint and the logs, if that is newer than what is here.
+
+        Raises:
+            OSError: the remote folder cannot be read.
+        """
+        here = [path.name for path in checkpoints_in(self.folder / _CHECKPOINTS)]
+        for name in newest_first(remote_names(f"{self.remote}/{_CHECKPOINTS}")):
+            if name in here or (here and newest_first([name, here[0]])[0] == here[0]):
+                return
+            path = self.folder / _CHECKPOINTS / name
+            download(f"{self.remote}/{_CHECKPOINTS}/{name}", path)
+            try:
+                require_whole(path)
+            except DamagedCheckpointError as error:
+                _logger.warning("%s, as it is in %s; the one before it", error, self.remote)
+                path.unlink()
+                continue
+            logs = set(remote_names(self.remote)) & set(_CONTINUED)
+            for log in logs:
+                download(f"{self.remote}/{log}", self.folder / log)
+            _logger.info("took %s and %d logs from %s", name, len(logs), self.remote)
+            return
+
+    def fetch_same(self, path: Path, digest: str) -> None:
+        """Makes sure that a checkpoint here is the one that the main process has.
+
+        Args:
+            path: of the checkpoint, below OUTPUT_DIR.
+            digest: `sha256_of` the main process's file.
+
+        Raises:
+            OSError: the remote folder cannot be read, or has another one, too.
+        """
+        from iopath.common.file_io import file_lock
+
+        with file_lock(str(path)):
+            if path.is_file() and sha256_of(path) == digest:
+                return
+            download(f"{self.remote}/{path.relative_to(self.folder).as_posix()}", path)
+        if sha256_of(path) != digest:
+            raise OSError(f"{path.name} in {self.remote} is not the main process's {path}")
+
+    def push(self, keep: int = 0) -> None:
+        """Copies all files that are new or have changed, then removes the oldest checkpoints.
+
+        Args:
+            keep: newest checkpoints that stay in the remote folder; 0 = all.
+
+        Raises:
+            OSError: the remote folder cannot be written; what is missing is copied next time.
+        """
+        record = self._read_record()
+        try:
+            for path in self._files():
+                status = path.stat()
+                name = path.relative_to(self.folder).as_posix()
+                stamp = [status.st_mtime_ns, status.st_size]
+                if record.get(name) != stamp:
+                    self._upload(path, name)
+                    record[name] = stamp
+        finally:
+            with atomic_write(self.folder / _RECORD) as file:
+                json.dump({"remote": self.remote, "files": record}, file)
+        if keep:
+            for name in newest_first(remote_names(f"{self.remote}/{_CHECKPOINTS}"))[keep:]:
+                path_manager(self.remote).rm(f"{self.remote}/{_CHECKPOINTS}/{name}")
+
+    def push_or_warn(self, keep: int = 0) -> None:
+        """As `push`; a failure is logged, since the run itself can go on."""
+        try:
+            self.push(keep)
+        except OSError as error:
+            _logger.error("%s is behind %s: %s; tried again later", self.remote, self.folder, error)
+
+    def _files(self) -> Iterator[Path]:
+        """Checkpoints last: what has one there has its logs, too."""
+        paths = sorted(self.folder.rglob("*"), key=lambda p: (p.suffix == ".pyth", p))
+        for path in paths:
+            hidden = any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+            if path.is_file() and not hidden and path.suffix not in (".lock", ".tmp"):
+                yield path
+
+    def _read_record(self) -> dict[str, list[int]]:
+        path = self.folder / _RECORD
+        record = json.loads(path.read_text()) if path.is_file() else {}
+        return record["files"] if record.get("remote") == self.remote else {}
+
+    def _upload(self, path: Path, name: str) -> None:
+        target = f"{self.remote}/{name}"
+        folder, _, last = target.rpartition("/")
+        manager = path_manager(target)
+        manager.mkdirs(f"{folder}/")
+        if path.suffix == ".pyth" and self._can_rename:
+            temporary = f"{folder}/.{last}.tmp"
+            self._copy(path, temporary)
+            try:
+                if manager.mv(temporary, target):
+                    return
+            except NotImplementedError:
+                self._can_rename = False  # object stores: a file appears when it is complete
+            manager.rm(temporary)
+        self._copy(path, target)
+
+    def _copy(self, path: Path, target: str) -> None:
+        copied = path_manager(target).copy_from_local(str(path), target, overwrite=True)
+        if copied is False:  # some handlers say nothing
+            raise OSError(f"cannot write {target}")
+
+
+def mirror_of(cfg: CfgNode) -> Mirror | None:
+    """The mirror that REMOTE_DIR asks for."""
+    return Mirror(Path(cfg.OUTPUT_DIR), cfg.REMOTE_DIR) if cfg.REMOTE_DIR else None
+
+
+def fetch_remote_run(cfg: CfgNode) -> None:
+    """Takes from REMOTE_DIR what a run or test in OUTPUT_DIR goes on from; the main process's part.
+
+    Raises:
+        OSError: REMOTE_DIR cannot be read.
+    """
+    mirror = mirror_of(cfg)
+    if mirror is not None and (cfg.TRAIN.AUTO_RESUME or not cfg.TRAIN.ENABLE):
+        mirror.fetch()
