@@ -19,7 +19,7 @@ from vimpac_ext.engine.checkpoint import find_checkpoint, read_checkpoint
 from vimpac_ext.engine.extraction import extract_stores
 from vimpac_ext.engine.requirements import MissingInputError
 from vimpac_ext.engine.run_report import write_run_report
-from vimpac_ext.engine.stages import unfinished_stages
+from vimpac_ext.engine.stage_progress import unfinished_stages
 
 LARGE = {
     "DATA": {"TRAIN_CROP_SIZE": 32, "TEST_CROP_SIZE": 32},

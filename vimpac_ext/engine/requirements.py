@@ -9,7 +9,7 @@ from fvcore.common.config import CfgNode
 from vimpac_ext.config import ConfigError, LoadedConfig, last_stage, load_config, stages_of
 from vimpac_ext.data import has_tokens
 from vimpac_ext.engine.checkpoint import find_checkpoint
-from vimpac_ext.engine.stages import unfinished_stages
+from vimpac_ext.engine.stage_progress import unfinished_stages
 from vimpac_ext.files import is_remote
 
 

@@ -11,12 +11,13 @@ from fvcore.common.config import CfgNode
 
 from vimpac_ext.config import ConfigError, LoadedConfig, stages_of
 from vimpac_ext.engine.assembly import build_task, data_facts
-from vimpac_ext.engine.checkpoint import newest_checkpoint, take_weights
+from vimpac_ext.engine.checkpoint import take_weights
 from vimpac_ext.engine.checkpoint_files import require_same_facts
 from vimpac_ext.engine.devices import allow_tf32
 from vimpac_ext.engine.distributed import from_main, is_main
 from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.rng import seed_rng
+from vimpac_ext.engine.stage_progress import first_unfinished, has_checkpoint
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.training import train, training_clips, update_sampler
 from vimpac_ext.files import atomic_write
@@ -79,33 +80,15 @@ def train_stages(loaded: LoadedConfig, device: torch.device) -> tuple[Any, int, 
     return *result, tester
 
 
-def unfinished_stages(loaded: LoadedConfig) -> list[LoadedConfig]:
-    """The stages that are still to be trained, the one under way included.
-
-    A stage is finished when a later one has a checkpoint.
-    """
-    stages = stages_of(loaded)
-    return stages[_first_unfinished(stages) if loaded.cfg.TRAIN.AUTO_RESUME else 0 :]
-
-
-def _first_unfinished(stages: Sequence[LoadedConfig]) -> int:
-    begun = [i for i, stage in enumerate(stages) if _has_checkpoint(stage.cfg.OUTPUT_DIR)]
-    return begun[-1] if begun else 0
-
-
-def _has_checkpoint(folder: str | Path) -> bool:
-    return newest_checkpoint(Path(folder) / "checkpoints") is not None
-
-
 def _first_stage(loaded: LoadedConfig, stages: Sequence[LoadedConfig]) -> int:
     """Where to begin or continue; refuses a folder in which that would not be clear."""
     folder = loaded.cfg.OUTPUT_DIR
-    if _has_checkpoint(folder):
+    if has_checkpoint(folder):
         raise ConfigError(
             f"OUTPUT_DIR {folder!r} has checkpoints of a run without TRAIN.STAGES; choose another"
         )
-    first = _first_unfinished(stages)
-    if not loaded.cfg.TRAIN.AUTO_RESUME and _has_checkpoint(stages[first].cfg.OUTPUT_DIR):
+    first = first_unfinished(stages)
+    if not loaded.cfg.TRAIN.AUTO_RESUME and has_checkpoint(stages[first].cfg.OUTPUT_DIR):
         raise ConfigError(
             f"TRAIN.AUTO_RESUME is False, but {stages[first].cfg.OUTPUT_DIR!r} has checkpoints, "
             "from which a later stage could start by mistake; remove them, or choose another "

@@ -103,14 +103,7 @@ def train(
             bad.unlink(missing_ok=True)
         with atomic_write(folder / "config.yaml") as file:
             file.write(cfg.dump())
-    _logger.info(
-        "training on %d videos, %d updates, %s parameters, from update %d, in %d process(es)",
-        len(clips),
-        sampler.num_updates,
-        f"{sum(p.numel() for p in task.parameters()):,}",
-        sampler.first_update,
-        world_size(),
-    )
+    _announce(task, len(clips), sampler)
     first_update = sampler.first_update + 1
     with open_events(folder, cfg.TENSORBOARD, first_update, wandb_options(cfg)) as events:
         trainer = Trainer(
@@ -135,13 +128,29 @@ def train(
         else:
             _part_ways(cfg.RNG_SEED)
         trainer.train()
+    return _finish(task, trainer, folder), sampler.num_updates
+
+
+def _announce(task: nn.Module, num_videos: int, sampler: UpdateSampler) -> None:
+    _logger.info(
+        "training on %d videos, %d updates, %s parameters, from update %d, in %d process(es)",
+        num_videos,
+        sampler.num_updates,
+        f"{sum(p.numel() for p in task.parameters()):,}",
+        sampler.first_update,
+        world_size(),
+    )
+
+
+def _finish(task: Any, trainer: Trainer, folder: Path) -> Any:
+    """The trained task, with all weights in every process, the averaged ones if there are."""
     if trainer.ema is not None:
         task.load_state_dict(trainer.ema.state)
     task = whole(task)
     if hasattr(task, "export") and is_main():  # e.g. a tokenizer, whose weights are used elsewhere
         task.export(folder / "exported.safetensors")
         _logger.info("exported %s", folder / "exported.safetensors")
-    return task, sampler.num_updates
+    return task
 
 
 def _build(cfg: CfgNode, device: torch.device) -> Any:
