@@ -13,7 +13,9 @@ import yaml
 from paper_tables.computed import compute, computed_markdown, write_computed
 from paper_tables.measures import FAILED, Line, backbone_parameters, measure, stage_names
 from paper_tables.output import markdown_table, read_csv, results_of, write_results, write_runs
+from paper_tables.page import write_page
 from paper_tables.plan import Planner
+from paper_tables.report import provenance
 from paper_tables.resolved import flat, resolve
 from paper_tables.runner import Runner, is_done
 from paper_tables.spec import PROJECT, REPOSITORY, Overrides, Row, TableError, load_table
@@ -185,10 +187,13 @@ class TableRun:
             if is_done(stage) and measured.is_file():
                 with atomic_write(speed_path) as file:
                     file.write(measured.read_text(encoding="utf-8"))
-        results = results_of(self.table, lines, read_csv(speed_path))
+        speed = read_csv(speed_path)
+        results = results_of(self.table, lines, speed)
         write_results(self.folder, self.table, results, self.command)
+        page = self.folder / f"{self.table.name}.html"
+        write_page(page, self.planner, results, provenance(self.table, lines, speed))
         print(markdown_table(self.table, results))
-        print(f"wrote {self.folder / self.table.name}.csv, .md and .png, and ..._runs.csv")
+        print(f"wrote {self.folder / self.table.name}.csv, .md, .png, .html and _runs.csv")
         return any(line["status"] == FAILED for line in lines)
 
     def _compute(self) -> int:

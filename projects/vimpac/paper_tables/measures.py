@@ -36,8 +36,9 @@ def measure(root: Path, stages: Mapping[str, str]) -> Line:
     Returns:
         "status" and "reason", and as far as they are there "mask_accuracy" (percent),
         "contrast_loss", "top1:<target>" (percent), "test_videos", "updates" and
-        "updates_per_second" of pre-training (the last stage's, median), "seconds" of all these
-        stages and "hardware".
+        "updates_per_second" of pre-training (the last stage's, median), "seconds" (by the clock)
+        and "cpu_seconds" of all these stages, "load" (largest load average of the machine) and
+        "hardware". "cpu_seconds" and "load" are absent if one of the records does not have them.
     """
     line: Line = {"status": DONE, "reason": ""}
     records = []
@@ -49,6 +50,9 @@ def measure(root: Path, stages: Mapping[str, str]) -> Line:
             reason = _failure(root / name)
             line |= {"status": FAILED if reason else NOT_RUN, "reason": reason}
     line["seconds"] = round(sum(record["seconds"] for record in records), 1)
+    if records and all("load" in record for record in records):
+        line["cpu_seconds"] = round(sum(record["cpu_seconds"] for record in records), 1)
+        line["load"] = max(record["load"] for record in records)
     line["hardware"] = "; ".join(sorted({record["hardware"] for record in records}))
     if "heldout" in stages:
         heldout = _read(root / stages["heldout"] / HELDOUT)
@@ -86,7 +90,16 @@ def line_fields(table: Table) -> list[str]:
     own = dict.fromkeys([*shown, "mask_accuracy", "contrast_loss"])
     return [
         *("row", "seed", "status", "reason", *own, "updates", "updates_per_second"),
-        *("seconds", "test_videos", "hardware", "settings", "stages"),
+        *(
+            "seconds",
+            "cpu_seconds",
+            "load",
+            "test_videos",
+            "hardware",
+            "settings",
+            "note",
+            "stages",
+        ),
     ]
 
 

@@ -1,7 +1,7 @@
 """RESULTS.md from the csv files of the runs; nothing in it is typed by hand but the comments."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,14 @@ spread; with one seed there is no verdict. No correction is made for the number 
 """
 
 
-def collect(root: Path, results: Path) -> list[Path]:
+def collect(root: Path, results: Path, note: str = "") -> list[Path]:
     """Copies the runs of all tables below ``root``, their numbers read again from the run folders.
 
     Args:
         root: output folder of ``run_table.py``.
         results: receives ``<size>_table_NN_runs.csv``, ``_speed.csv`` and the plots.
+        note: on how the runs were made, kept with each; without one, a note that was given before
+            for the same run stays.
 
     Returns:
         The files of runs that were written.
@@ -50,6 +52,8 @@ def collect(root: Path, results: Path) -> list[Path]:
         if not source.is_file():
             continue
         lines = [_measured_again(root, line) for line in read_csv(source)]
+        before = {_run_of(line): line.get("note", "") for line in read_csv(results / source.name)}
+        lines = [{**line, "note": note or before.get(_run_of(line), "")} for line in lines]
         speed = read_csv(root / "tables" / f"{table.name}_speed.csv")
         if speed:
             write_csv(results / f"{table.name}_speed.csv", SPEED_FIELDS, speed)
@@ -97,6 +101,10 @@ def _measured_again(root: Path, line: Line) -> Line:
     return {**line, **measure(root, stages)}
 
 
+def _run_of(line: Line) -> tuple[Any, ...]:
+    return line["row"], line["seed"], line.get("stages", "")
+
+
 def load_results(table: Table, results: Path) -> list[RowResult]:
     """What the files say of a table's rows."""
     lines = read_csv(results / f"{table.name}_runs.csv")
@@ -119,7 +127,7 @@ def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
     if not lines and not speed and table.size == "full":
         return ""
     size = "miniature" if table.size == "demo" else "full size"
-    parts = [f"## Table {table.number}: {table.title} ({size})\n", _provenance(table, lines, speed)]
+    parts = [f"## Table {table.number}: {table.title} ({size})\n", provenance(table, lines, speed)]
     parts.append(markdown_table(table, rows))
     if (results / f"{table.name}.png").is_file():
         parts.append(f"![Table {table.number}, {size}](results/{table.name}.png)\n")
@@ -132,29 +140,43 @@ def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _provenance(table: Table, lines: Sequence[Line], speed: Sequence[dict[str, Any]]) -> str:
-    """Command, seeds, seconds and hardware."""
+def provenance(table: Table, lines: Sequence[Line], speed: Sequence[dict[str, Any]]) -> str:
+    """Command, seeds, seconds, hardware, and what else the machine did."""
     if not lines and not speed:
         return f"Not run. `python projects/vimpac/run_table.py {table.number}` would.\n"
-    words = []
+    words, notes = [], []
     if lines:
-        seconds = sum(line["seconds"] for line in lines if line.get("seconds"))
-        machines = sorted({line["hardware"] for line in lines if line.get("hardware")})
         videos = sorted({line["test_videos"] for line in lines if line.get("test_videos")})
         words += [
             f"`{command_of(table, lines)}`",
-            f"{seconds:.0f} s for all rows and seeds, a shared pre-training counted in each row",
+            f"{_time_of(lines)} for all rows and seeds, a shared pre-training counted in each row",
             f"test videos: {', '.join(map(str, videos)) or 'none yet'}",
-            f"on {'; '.join(machines) or 'nothing yet'}",
+            f"on {_machines(lines) or 'nothing yet'}",
         ]
+        notes = sorted({line["note"] for line in lines if line.get("note")})
     if speed:
-        machine = sorted({entry["hardware"] for entry in speed})
         rounds = len({entry["round"] for entry in speed})
         words.append(
             f"speed: median of {rounds} rounds, steps of {speed[0]['clips']} clips, "
-            f"on {'; '.join(machine)}"
+            f"on {_machines(speed)}"
         )
-    return "; ".join(words) + ".\n"
+    return " ".join(["; ".join(words) + ".", *notes]) + "\n"
+
+
+def _time_of(lines: Sequence[Line]) -> str:
+    """Seconds by the clock, and of the processor where every line has them."""
+    done = [line for line in lines if line.get("seconds")]
+    text = f"{sum(line['seconds'] for line in done):.0f} s"
+    if done and all(line.get("cpu_seconds") for line in done):
+        text += f" ({sum(line['cpu_seconds'] for line in done):.0f} s of processor time)"
+    return text
+
+
+def _machines(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The hardware, and how loaded it was at most."""
+    machines = "; ".join(sorted({str(e["hardware"]) for e in entries if e.get("hardware")}))
+    loads = [float(entry["load"]) for entry in entries if entry.get("load")]
+    return machines + (f" (load average up to {max(loads):.1f})" if loads else "")
 
 
 def _cell(text: str) -> str:
