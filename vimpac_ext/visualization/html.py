@@ -39,6 +39,7 @@ nav a { margin-right: 1rem; display: inline-block; }
   th, td, td.long { font-size: 7pt; min-width: 0; padding: .1rem .3rem; overflow-wrap: anywhere; }
   tr, figure { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
   img { max-height: 20cm; width: auto; }
+  .panels { display: block; } .panels figure { display: inline-block; width: 48%; }
 }
 """
 _LONG = 32  # letters; longer words in a cell are broken rather than making it wider

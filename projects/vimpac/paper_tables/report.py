@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_tables.computed import compute, computed_markdown
+from paper_tables.copies import copies_section
 from paper_tables.findings import Finding, judge, load_findings
 from paper_tables.measures import Line, line_fields, measure
 from paper_tables.output import (
@@ -74,7 +75,8 @@ def report(results: Path) -> str:
         f"`python projects/vimpac/run_table.py {ratios.number}`.\n\n"
         f"{computed_markdown(compute(ratios))}"
     )
-    body = [_HEAD, _overview(results, findings), *filter(None, sections), counted]
+    copies = [copies_section(path) for path in sorted(results.glob("copy_paste_*.csv"))]
+    body = [_HEAD, _overview(results, findings), *filter(None, sections), counted, *copies]
     return "\n".join(body)
 
 

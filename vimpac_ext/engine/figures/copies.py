@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def draw_copies(
             images = to_images(tokenizer.decode(tokens))
         rows = [Row("original", to_images(clip.frames)), Row("tokenizer's\nreconstruction", images)]
         for ratio in ratios:
-            for kind, masker in _maskers(ratio, tokens).items():
+            for kind, masker in copy_maskers(ratio, tokens).items():
                 generator = torch.Generator(tokens.device).manual_seed(seed)
-                masks = _usable(masker(tokens.expand(num_masks, *tokens.shape), generator))
+                masks = usable_masks(masker(tokens.expand(num_masks, *tokens.shape), generator))
                 trials.setdefault((kind, ratio), []).append(copy_shares(tokens, masks))
                 rows += _rows(clip, tokens, masks[0], f"{kind} {ratio:.0%}", tokenizer)
         blocks.append(Block(clip.name, loaded.cfg.DATA.NUM_FRAMES, tuple(rows)))
@@ -132,7 +133,7 @@ def copy_shares(tokens: Tensor, masks: Tensor) -> Tensor:
     return torch.tensor(shares, dtype=torch.float64)
 
 
-def _usable(masks: Tensor) -> Tensor:
+def usable_masks(masks: Tensor) -> Tensor:
     """Those that hide something, but not everything: with others there is nothing to copy."""
     hidden = masks.flatten(1)
     usable = masks[hidden.any(1) & ~hidden.all(1)]
@@ -144,8 +145,13 @@ def _usable(masks: Tensor) -> Tensor:
     return usable
 
 
-def _maskers(ratio: float, tokens: Tensor) -> dict[str, Any]:
-    grid = (tokens.shape[0], tokens.shape[1], tokens.shape[2])
+def copy_maskers(ratio: float, tokens: Tensor) -> dict[str, Any]:
+    """The two maskers that are compared, hiding about this share of a clip's tokens (T, h, w)."""
+    return _maskers_for(ratio, (tokens.shape[0], tokens.shape[1], tokens.shape[2]))
+
+
+@cache
+def _maskers_for(ratio: float, grid: tuple[int, int, int]) -> dict[str, Any]:
     return {"uniform": UniformMasker(ratio), "block": BlockMasker(ratio=ratio, grid=grid)}
 
 
