@@ -138,6 +138,27 @@ def test_equal_pretrainings_are_one_over_rows_and_tables(size, tmp_path):
     assert pretrain_of(4, "MP") == pretrain_of(16, "0")
 
 
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_few_labels_share_all_but_the_fine_tuning(number, tmp_path):
+    """With fewer labels the pre-training and the tokens are those of the miniature."""
+    sizes = [load_table(number, size) for size in ("demo", "few_labels")]
+    for all_labels, few in zip(*(table.rows for table in sizes), strict=True):
+        if all_labels.quoted:
+            continue
+        plans = [
+            Planner(table, tmp_path).plan(row, 0)
+            for table, row in zip(sizes, (all_labels, few), strict=True)
+        ]
+        kinds = ("data", "tokens", "pretrain")
+        names = [{s.name for s in plan.stages if s.kind in kinds} for plan in plans]
+        assert names[0] == names[1]
+        for target in plans[0].finetune:
+            first, second = (plan.finetune[target].command for plan in plans)
+            assert first != second
+            assert "DemoFewLabels" in second
+            assert second[second.index("TRAIN.DATASET.num_videos") + 1] == "80"
+
+
 def test_keys_do_not_depend_on_where_the_runs_lie(tmp_path):
     table = load_table(5)
     names = [

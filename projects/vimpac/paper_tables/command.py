@@ -146,7 +146,7 @@ class TableRun:
         command = [sys.executable, str(PROJECT / "speed.py"), str(self.table.number)]
         command += ["--output", str(folder / SPEED_FILE)]
         gpu = any(self._config(row).NUM_GPUS for row in planned)
-        command += ["--full"] if self.table.size == "full" else []
+        command += self.table.flags if self.table.size == "full" else []
         command += ["--device", "cuda", "--videos", "32"] if gpu else []
         device = "cuda" if gpu else "cpu"
         return [Stage("speed", key, folder, tuple(command), device=device)]
@@ -198,7 +198,7 @@ class TableRun:
 
     def _compute(self) -> int:
         videos = None
-        if self.table.kind == "dataset_counts" and self.table.size == "demo":
+        if self.table.kind == "dataset_counts" and self.table.size != "full":
             stage = self.planner.videos(self.seeds[0])
             Runner().run([stage])
             videos = stage.folder / "videos"
@@ -213,7 +213,7 @@ class TableRun:
         """The command that makes this table."""
         script = (PROJECT / "run_table.py").relative_to(REPOSITORY)
         words = ["python", str(script), str(self.table.number)]
-        words += ["--full"] if self.table.size == "full" else []
+        words += self.table.flags
         if self.table.kind == "runs":
             words += ["--seeds", *map(str, self.seeds)]
         pairs = [f"{s}.{k}={v}" for s, values in self.settings.items() for k, v in values.items()]

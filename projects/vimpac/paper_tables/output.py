@@ -126,7 +126,7 @@ def write_results(folder: Path, table: Table, results: Sequence[RowResult], comm
     """``<size>_table_NN.csv``, ``.md`` and ``.png``: mean and spread beside the paper's numbers."""
     write_csv(folder / f"{table.name}.csv", _summary_fields(table), _summary(table, results))
     with atomic_write(folder / f"{table.name}.md") as file:
-        file.write(f"# Table {table.number}: {table.title} ({table.size})\n\n`{command}`\n\n")
+        file.write(f"# Table {table.number}: {table.title} ({table.size_words})\n\n`{command}`\n\n")
         file.write(markdown_table(table, results))
     if any(result.spread(column) for result in results for column in table.columns):
         from paper_tables.plot import save_plot

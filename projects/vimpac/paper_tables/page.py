@@ -26,7 +26,7 @@ def write_page(path: Path, planner: Planner, results: Sequence[RowResult], prove
         provenance: how they were made.
     """
     table = planner.table
-    title = f"Table {table.number} ({table.size}): {table.title}"
+    title = f"Table {table.number} ({table.size_words}): {table.title}"
     body = [
         html.paragraph(f"Section {table.section} of the paper. {provenance.replace('`', '')}"),
         html.table(*_header_and_rows(table_cells(table, results))),
