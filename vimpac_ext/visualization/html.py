@@ -16,8 +16,8 @@ h3 { font-size: 1rem; } h1, h2, h3, p, figcaption { overflow-wrap: anywhere; }
 th, td { border: 1px solid #ddd; padding: .2rem .5rem; text-align: left; vertical-align: top;
          font-size: .875rem; }
 th { background: #f3f3f3; } .number { text-align: right; font-variant-numeric: tabular-nums; }
-td.number { white-space: nowrap; }
-td.long { min-width: 14rem; overflow-wrap: anywhere; }
+td { white-space: nowrap; }
+td.long { min-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
 img, video { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .875rem; }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; }
@@ -36,13 +36,14 @@ nav a { margin-right: 1rem; display: inline-block; }
 @media print {
   body { font-size: 10pt; max-width: none; padding: 0; }
   .wide { overflow: visible; }
-  th, td, td.long { font-size: 7pt; min-width: 0; padding: .1rem .3rem; overflow-wrap: anywhere; }
+  th, td, td.long { font-size: 7pt; min-width: 0; padding: .1rem .3rem; white-space: normal;
+                    overflow-wrap: anywhere; }
   tr, figure { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
   img { max-height: 20cm; width: auto; }
   .panels { display: block; } .panels figure { display: inline-block; width: 48%; }
 }
 """
-_LONG = 32  # letters; longer words in a cell are broken rather than making it wider
+_LONG = 24  # letters; longer text in a cell may be broken, shorter one stays in a line
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -157,7 +158,7 @@ def _is_number(value: Any) -> bool:
 
 def _cell(tag: str, value: Any, number: bool) -> str:
     kind = "number" if number else ""
-    if tag == "td" and not number and any(len(word) > _LONG for word in str(value).split()):
+    if tag == "td" and not number and len(str(value)) > _LONG:
         kind = "long"
     return (
         f'<{tag} class="{kind}">{text(value)}</{tag}>' if kind else f"<{tag}>{text(value)}</{tag}>"

@@ -112,7 +112,9 @@ def _changes_of(planner: Planner, row: Row) -> Iterator[tuple[str, str, str, str
 
 def _runs(table: Table, results: Sequence[RowResult]) -> Iterator[str]:
     yield html.heading(2, "Every seed")
-    fields = [field for field in line_fields(table) if field not in ("stages", "note")]
+    fields = [
+        field for field in line_fields(table) if field not in ("stages", "stage_seconds", "note")
+    ]
     lines = [line for result in results for line in result.lines]
     yield html.table(
         [*fields, "folders"],
