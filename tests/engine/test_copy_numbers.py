@@ -15,8 +15,7 @@ from vimpac_ext.config import ConfigError
 from vimpac_ext.data import open_token_dataset
 from vimpac_ext.engine import figures, prepare
 from vimpac_ext.engine.figures.clips import drawing_tokenizer, read_clips
-from vimpac_ext.engine.figures.copies import copy_shares
-from vimpac_ext.engine.figures.copy_numbers import picture_error
+from vimpac_ext.engine.figures.copies import copy_shares, picture_error
 from vimpac_ext.maskers import BlockMasker, UniformMasker
 from vimpac_ext.tokenizers import VQVAETokenizer
 from vimpac_ext.visualization import nearest_visible

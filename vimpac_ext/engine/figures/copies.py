@@ -133,6 +133,28 @@ def copy_shares(tokens: Tensor, masks: Tensor) -> Tensor:
     return torch.tensor(shares, dtype=torch.float64)
 
 
+def picture_error(picture: Tensor, original: Tensor, mask: Tensor) -> float:
+    """Squared error of a picture in the hidden part, relative to that of the original's mean.
+
+    Args:
+        picture: float (T, 3, H, W).
+        original: likewise.
+        mask: bool (T, h, w), True = hidden; h divides H, and w divides W.
+
+    Returns:
+        0 = the same, 1 = no better than one colour; 0 for an original of one colour that is hit.
+    """
+    height, width = (
+        size // cells for size, cells in zip(original.shape[2:], mask.shape[1:], strict=True)
+    )
+    where = mask.repeat_interleave(height, 1).repeat_interleave(width, 2)[:, None]
+    where = where.expand_as(original)
+    mean = original.mean((0, 2, 3), keepdim=True)
+    error = (picture - original)[where].square().double().mean().item()
+    blank = (original - mean)[where].square().double().mean().item()
+    return error / blank if blank else float(error > 0)
+
+
 def usable_masks(masks: Tensor) -> Tensor:
     """Those that hide something, but not everything: with others there is nothing to copy."""
     hidden = masks.flatten(1)
@@ -157,13 +179,17 @@ def _maskers_for(ratio: float, grid: tuple[int, int, int]) -> dict[str, Any]:
 
 def _rows(clip: NamedClip, tokens: Tensor, mask: Tensor, label: str, tokenizer: Any) -> list[Row]:
     images = to_images(clip.frames)
+    with torch.inference_mode():
+        original = tokenizer.decode(tokens)
     rows = [Row(f"{label}\n({mask.float().mean():.0%} hidden)", grey_out(images, mask))]
     for spatial, name in ((True, "in space"), (False, "in space-time")):
         copied = nearest_visible(tokens, mask, spatial)
         right = (copied[mask] == tokens[mask]).float().mean().item()
         with torch.inference_mode():
-            decoded = to_images(tokenizer.decode(copied))
-        rows.append(Row(f"copy {name}\n({right:.0%} right)", decoded))
+            decoded = tokenizer.decode(copied)
+        error = picture_error(decoded, original, mask)
+        label = f"copy {name}\n{right:.0%} right\n{error:.0%} error"
+        rows.append(Row(label, to_images(decoded)))
     return rows
 
 

@@ -14,7 +14,12 @@ from vimpac_ext.data.clip_sampler import item_generator
 from vimpac_ext.engine.assembly import build_dataset, build_tokenizer, open_store
 from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.figures.clips import drawing_tokenizer, read_spread_clips, training_view
-from vimpac_ext.engine.figures.copies import RATIOS, copy_maskers, usable_masks
+from vimpac_ext.engine.figures.copies import (
+    RATIOS,
+    copy_maskers,
+    picture_error,
+    usable_masks,
+)
 from vimpac_ext.engine.requirements import require_data
 from vimpac_ext.structures import VideoRecord
 from vimpac_ext.visualization import nearest_visible
@@ -141,28 +146,6 @@ def _of_video(
             clips=len(clips),
             masks=len(masks),
         )
-
-
-def picture_error(picture: Tensor, original: Tensor, mask: Tensor) -> float:
-    """Squared error of a picture in the hidden part, relative to that of the original's mean.
-
-    Args:
-        picture: float (T, 3, H, W).
-        original: likewise.
-        mask: bool (T, h, w), True = hidden; h divides H, and w divides W.
-
-    Returns:
-        0 = the same, 1 = no better than one colour; 0 for an original of one colour that is hit.
-    """
-    height, width = (
-        size // cells for size, cells in zip(original.shape[2:], mask.shape[1:], strict=True)
-    )
-    where = mask.repeat_interleave(height, 1).repeat_interleave(width, 2)[:, None]
-    where = where.expand_as(original)
-    mean = original.mean((0, 2, 3), keepdim=True)
-    error = (picture - original)[where].square().double().mean().item()
-    blank = (original - mean)[where].square().double().mean().item()
-    return error / blank if blank else float(error > 0)
 
 
 def _decoder(loaded: LoadedConfig) -> Callable[[Tensor], Tensor]:
