@@ -1,7 +1,11 @@
 """RESULTS.md says what the files say, and verdicts follow from the numbers."""
 
 import json
+import re
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +117,33 @@ def test_committed_results_are_those_of_the_files():
     committed = (PROJECT / "RESULTS.md").read_text(encoding="utf-8")
     text, _ = check_numbers(PROJECT / "results")
     assert committed == text
+
+
+def test_one_command_writes_it_from_the_files_alone(tmp_path):
+    shutil.copytree(PROJECT / "results", tmp_path / "results")
+    words = ["--runs", str(tmp_path / "nowhere"), "--results", str(tmp_path / "results")]
+    command = [sys.executable, str(PROJECT / "results.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "RESULTS.md").read_text() == (PROJECT / "RESULTS.md").read_text()
+
+
+def test_committed_files_are_small_and_have_every_seed():
+    for path in (PROJECT / "results").iterdir():
+        assert path.suffix in (".csv", ".png")
+        assert path.stat().st_size < 150_000
+    for path in (PROJECT / "results").glob("*.csv"):
+        text = path.read_text()
+        assert path.stat().st_size < 50_000
+        assert not re.search(r"(^|[\s,\"'])/\w+/", text), f"{path} tells of folders"
+    for path in (PROJECT / "results").glob("*_runs.csv"):
+        lines = read_csv(path)
+        assert len({(line["row"], line["seed"]) for line in lines}) == len(lines)
+        for entry in lines:
+            if entry["status"] == "done":
+                assert entry["seconds"] > 0
+                assert entry["hardware"]
+                assert json.loads(entry["stages"])
 
 
 @pytest.mark.parametrize(

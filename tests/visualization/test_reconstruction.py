@@ -90,7 +90,7 @@ def test_frames_that_a_short_video_lacks_are_white():
 
 @pytest.mark.parametrize(
     ("num_frames", "size", "width"),
-    # 5 * 256 is not twice 840; 10 * 256 is three times, but 3 is no divisor; 16 * 256 is four times.
+    # 5 * 256 is not twice 840; 10 * 256 is 3 times, but 3 is no divisor; 16 * 256 is 4 times.
     [(5, 64, 192), (5, 128, 128), (1, 16, 832), (5, 256, 256), (10, 256, 128), (16, 256, 64)],
 )
 def test_small_frames_are_enlarged_and_large_ones_shrunk(num_frames, size, width):

@@ -97,16 +97,40 @@ def copies_markdown(lines: Sequence[Line]) -> str:
 def copies_section(path: Path) -> str:
     """The part of RESULTS.md about one file."""
     lines = read_copies(path)
-    name = path.stem.removeprefix("copy_paste_").replace("_", " ")
     first = lines[0]
     videos = len({line["video"] for line in lines})
     return (
-        f"## Figures 4 and 7: copy-paste recovery ({name})\n\n"
+        f"## Figures 4 and 7: copy-paste recovery ({copies_name(path)})\n\n"
         f"`{first['command']}`; {videos} videos, {first['clips']} clips of each, "
         f"{first['masks']} masks of each kind on them; grid {first['grid']}, tokens of "
         f"{first['tokenizer']}. Mean ± standard deviation over the videos.\n\n"
         f"{copies_markdown(lines)}"
     )
+
+
+def copies_name(path: Path) -> str:
+    """What the tokens of a file are of, by its name."""
+    return path.stem.removeprefix("copy_paste_").replace("_", " ")
+
+
+def copies_summary(lines: Sequence[Line], name: str) -> str:
+    """One sentence on the smallest ratio, copying in space (Appendix G.2)."""
+    ratio = min(line["ratio"] for line in lines)
+    tokens, errors = (
+        [
+            100 * statistics.fmean(values.values())
+            for masker in ("uniform", "block")
+            if (values := _by_video(lines, masker, ratio, column))
+        ]
+        for column in ("space", "error_space")
+    )
+    text = (
+        f"Copy-paste recovery in space, {ratio:.0%} hidden ({name}): {tokens[0]:.1f} % of the "
+        f"tokens are right under a uniform mask and {tokens[1]:.1f} % under a block mask"
+    )
+    if errors:
+        text += f"; of the picture's error {errors[0]:.0f} % and {errors[1]:.0f} % are left"
+    return f"{text}."
 
 
 def _verdicts(lines: Sequence[Line], ratio: float) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_tables.computed import compute, computed_markdown
-from paper_tables.copies import copies_section
+from paper_tables.copies import copies_name, copies_section, copies_summary, read_copies
 from paper_tables.findings import Finding, judge, load_findings
 from paper_tables.measures import Line, line_fields, measure
 from paper_tables.output import (
@@ -129,7 +129,10 @@ def _overview(results: Path, findings: Sequence[Finding]) -> str:
         verdicts = [judge(finding, t, load_results(t, results)).word for t in tables]
         cells = " | ".join(f"**{word}**" for word in verdicts)
         lines.append(f"| {finding.table} | {_cell(finding.finding)} | {cells} |")
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    for path in sorted(results.glob("copy_paste_*.csv")):
+        text += f"\n{copies_summary(read_copies(path), copies_name(path))}\n"
+    return text
 
 
 def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
