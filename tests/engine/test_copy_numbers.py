@@ -15,7 +15,7 @@ from vimpac_ext.config import ConfigError
 from vimpac_ext.data import open_token_dataset
 from vimpac_ext.engine import figures, prepare
 from vimpac_ext.engine.figures.clips import drawing_tokenizer, read_clips
-from vimpac_ext.engine.figures.copies import copy_shares, picture_error
+from vimpac_ext.engine.figures.copies import copy_shares, picture_errors, relative_error
 from vimpac_ext.maskers import BlockMasker, UniformMasker
 from vimpac_ext.tokenizers import VQVAETokenizer
 from vimpac_ext.visualization import nearest_visible
@@ -134,12 +134,12 @@ def test_shares_and_errors_of_one_video_by_hand(project, monkeypatch):
 def test_errors_of_pictures():
     original = torch.zeros(1, 3, 2, 4)
     original[..., 2:] = 1  # the mean is 0.5
-    mask = torch.tensor([[[True, False]]])
-    assert picture_error(original, original, mask) == 0
-    assert picture_error(torch.full_like(original, 0.5), original, mask) == 1
-    assert picture_error(torch.ones_like(original), original, mask) == 4
-    flat = torch.ones(1, 3, 2, 4)
-    assert (picture_error(flat, flat, mask), picture_error(0 * flat, flat, mask)) == (0, 1)
+    mask = torch.tensor([[[True, False]]])  # 4 pixels of 3 channels
+    assert picture_errors(original, original, mask) == (0, 12 * 0.25)
+    assert picture_errors(torch.full_like(original, 0.5), original, mask) == (3, 3)
+    assert picture_errors(torch.ones_like(original), original, mask) == (12, 3)
+    assert [relative_error(*pair) for pair in ((0, 3), (3, 3), (12, 3))] == [0, 1, 4]
+    assert [relative_error(0, 0), relative_error(3, 0)] == [0, 1]  # an original of one colour
 
 
 def test_wrong_numbers_and_tokenizers_are_named(project, monkeypatch):

@@ -82,6 +82,20 @@ def test_seconds_add_up_over_attempts(tmp_path):
     assert record_of(done)["seconds"] > 0.3
 
 
+def test_processor_time_and_load_stand_beside_the_seconds(tmp_path):
+    """A stage that sleeps takes a second of the clock and little of the processor."""
+    code = "import time; time.sleep(1)"
+    sleeper = stage(tmp_path, "tokens-a", code)
+    busy = stage(tmp_path, "tokens-b", "import time\nwhile time.process_time() < 1: pass")
+    Runner(say=lambda _: None).run([sleeper, busy])
+    first, second = record_of(sleeper), record_of(busy)
+    assert first["seconds"] >= 1
+    assert first["cpu_seconds"] < 0.7 < 1 <= second["cpu_seconds"]
+    assert second["cpu_seconds"] <= second["seconds"] + 0.1
+    assert first["load"] >= 0
+    assert first["cores"] == os.cpu_count()
+
+
 def test_a_store_of_the_users_own_is_taken_and_one_begun_here_is_completed(tmp_path):
     (tmp_path / "store").mkdir()
     tokens = stage(tmp_path, "tokens-1", "pass", produced=str(tmp_path / "store"))

@@ -133,8 +133,8 @@ def copy_shares(tokens: Tensor, masks: Tensor) -> Tensor:
     return torch.tensor(shares, dtype=torch.float64)
 
 
-def picture_error(picture: Tensor, original: Tensor, mask: Tensor) -> float:
-    """Squared error of a picture in the hidden part, relative to that of the original's mean.
+def picture_errors(picture: Tensor, original: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Squared errors in the hidden part: a picture's, and those of one colour, the original's mean.
 
     Args:
         picture: float (T, 3, H, W).
@@ -142,7 +142,7 @@ def picture_error(picture: Tensor, original: Tensor, mask: Tensor) -> float:
         mask: bool (T, h, w), True = hidden; h divides H, and w divides W.
 
     Returns:
-        0 = the same, 1 = no better than one colour; 0 for an original of one colour that is hit.
+        Two sums over the hidden pixels and colour channels.
     """
     height, width = (
         size // cells for size, cells in zip(original.shape[2:], mask.shape[1:], strict=True)
@@ -150,9 +150,15 @@ def picture_error(picture: Tensor, original: Tensor, mask: Tensor) -> float:
     where = mask.repeat_interleave(height, 1).repeat_interleave(width, 2)[:, None]
     where = where.expand_as(original)
     mean = original.mean((0, 2, 3), keepdim=True)
-    error = (picture - original)[where].square().double().mean().item()
-    blank = (original - mean)[where].square().double().mean().item()
-    return error / blank if blank else float(error > 0)
+    wrong, blank = (
+        (other - original)[where].double().square().sum().item() for other in (picture, mean)
+    )
+    return wrong, blank
+
+
+def relative_error(wrong: float, blank: float) -> float:
+    """0 = the same picture, 1 = no better than one colour; also 1 for any error of one colour."""
+    return wrong / blank if blank else float(wrong > 0)
 
 
 def usable_masks(masks: Tensor) -> Tensor:
@@ -187,7 +193,7 @@ def _rows(clip: NamedClip, tokens: Tensor, mask: Tensor, label: str, tokenizer: 
         right = (copied[mask] == tokens[mask]).float().mean().item()
         with torch.inference_mode():
             decoded = tokenizer.decode(copied)
-        error = picture_error(decoded, original, mask)
+        error = relative_error(*picture_errors(decoded, original, mask))
         label = f"copy {name}\n{right:.0%} right\n{error:.0%} error"
         rows.append(Row(label, to_images(decoded)))
     return rows

@@ -17,7 +17,8 @@ from vimpac_ext.engine.figures.clips import drawing_tokenizer, read_spread_clips
 from vimpac_ext.engine.figures.copies import (
     RATIOS,
     copy_maskers,
-    picture_error,
+    picture_errors,
+    relative_error,
     usable_masks,
 )
 from vimpac_ext.engine.requirements import require_data
@@ -38,9 +39,9 @@ class VideoCopies:
         space_time: likewise with the nearest one over all frames.
         commonest: share of a clip's tokens that are its most frequent one: what a guess without
             any neighbour would reach.
-        error_space: squared error of the pictures that the copies in the frame decode to, in the
-            hidden part, against those of the right tokens; as a share of the error of one grey,
-            the mean of the right picture. None without pictures.
+        error_space: squared error, in the hidden parts, of the pictures that the copies in the
+            frame decode to, against those of the right tokens; as a share of the error of one
+            colour, the mean of a clip. None without pictures.
         error_space_time: likewise of the copies over all frames.
         clips: number of clips.
         masks: number of masks, of all clips together, that hid something but not everything.
@@ -115,7 +116,8 @@ def _of_video(
     decode: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[VideoCopies]:
     frequent = [clip.unique(return_counts=True)[1].max().item() / clip.numel() for clip in clips]
-    found: dict[str, list[list[float]]] = {}
+    shares: dict[str, list[list[float]]] = {}
+    errors: dict[tuple[str, bool], list[tuple[float, float]]] = {}
     for clip in clips:
         original = decode(clip) if decode else None
         for kind, masker in copy_maskers(ratio, clip).items():
@@ -125,14 +127,11 @@ def _of_video(
                     copied = nearest_visible(clip, mask, spatial)
                     numbers.append((copied == clip)[mask].double().mean().item())
                     if decode and original is not None:
-                        numbers.append(picture_error(decode(copied), original, mask))
-                found.setdefault(kind, []).append(numbers)
-    for kind, masks in found.items():
-        means = torch.tensor(masks, dtype=torch.float64).mean(0).tolist()
-        hidden, *copies = means
-        space, error_space, space_time, error_space_time = (
-            copies if decode else (copies[0], None, copies[1], None)
-        )
+                        pair = picture_errors(decode(copied), original, mask)
+                        errors.setdefault((kind, spatial), []).append(pair)
+                shares.setdefault(kind, []).append(numbers)
+    for kind, masks in shares.items():
+        hidden, space, space_time = torch.tensor(masks, dtype=torch.float64).mean(0).tolist()
         yield VideoCopies(
             video=name,
             masker=kind,
@@ -141,11 +140,18 @@ def _of_video(
             space=space,
             space_time=space_time,
             commonest=sum(frequent) / len(frequent),
-            error_space=error_space,
-            error_space_time=error_space_time,
+            error_space=_error_of(errors.get((kind, True))),
+            error_space_time=_error_of(errors.get((kind, False))),
             clips=len(clips),
             masks=len(masks),
         )
+
+
+def _error_of(pairs: Sequence[tuple[float, float]] | None) -> float | None:
+    """Of all masks together: a mask of few or flat pixels counts for little."""
+    if pairs is None:
+        return None
+    return relative_error(sum(wrong for wrong, _ in pairs), sum(blank for _, blank in pairs))
 
 
 def _decoder(loaded: LoadedConfig) -> Callable[[Tensor], Tensor]:
