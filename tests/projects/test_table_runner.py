@@ -192,7 +192,7 @@ def tiny_table(tmp_path):
     """A table at "full" size whose configurations are those of a tiny project."""
     configs = make_tiny_project(tmp_path)
     description = {
-        "number": 5,
+        "number": 99,
         "title": "tiny",
         "section": "0",
         "measures": ["parameters", "mask_accuracy", "contrast_loss", "top1"],
@@ -208,7 +208,7 @@ def tiny_table(tmp_path):
     }
     folder = tmp_path / "tables"
     folder.mkdir()
-    (folder / "table_05.yaml").write_text(yaml.safe_dump(description))
+    (folder / "table_99.yaml").write_text(yaml.safe_dump(description))
     return folder
 
 
@@ -220,11 +220,11 @@ def test_a_tiny_table_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "load_table", lambda n, size: load_table(n, size, folder))
     settings = parse_settings(["both.TRAIN.MICRO_BATCH_SIZE=4"])
-    arguments = (5, "full", [0, 1], tmp_path / "out")
+    arguments = (99, "full", [0, 1], tmp_path / "out")
     assert command.TableRun(*arguments, settings=settings).run() == 1  # one row is broken
     shown = capsys.readouterr().out
     assert "folder 'nowhere' not found" in shown
-    lines = command.read_csv(tmp_path / "out/tables/full_table_05_runs.csv")
+    lines = command.read_csv(tmp_path / "out/tables/full_table_99_runs.csv")
     states = {(line["row"], line["seed"]): line["status"] for line in lines}
     assert states == {
         **{("both", seed): "done" for seed in (0, 1)},
@@ -238,7 +238,10 @@ def test_a_tiny_table_from_start_to_end(tmp_path, monkeypatch, capsys):
         assert line["updates"] == 4  # 8 videos, batches of 4, two epochs
         assert 0 <= line["mask_accuracy"] <= 100
     assert lines[0]["mask_accuracy"] != lines[1]["mask_accuracy"]
-    assert (tmp_path / "out/tables/full_table_05.png").stat().st_size > 5000
+    assert (tmp_path / "out/tables/full_table_99.png").stat().st_size > 5000
+    page = (tmp_path / "out/tables/full_table_99.html").read_text(encoding="utf-8")
+    assert "nowhere" in page  # why a row failed
+    assert "Curves: pretrain 1" in page
     # Again: only what failed has another chance.
     command.TableRun(*arguments, settings=settings).run()
     assert capsys.readouterr().out.count("done in") == 0
