@@ -2,6 +2,7 @@
 """Writes RESULTS.md from the folders of the runs.
 
     python projects/vimpac/results.py
+    python projects/vimpac/results.py --note "Beside other work on the machine."
 
 Reads the numbers of every row again from the run folders below RUNS, keeps them as csv in RESULTS
 (with the plots), and writes RESULTS.md beside it from these files alone. Where RUNS is not there,
@@ -28,13 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--results", type=Path, default=PROJECT / "results", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--note", default="", help="on how the runs in RUNS were made; kept with their numbers"
+    )
     arguments = parser.parse_args(argv)
     # Imported late, so that --help answers at once.
     from paper_tables.report import collect, report
 
     from vimpac_ext.files import atomic_write
 
-    for path in collect(arguments.runs, arguments.results):
+    for path in collect(arguments.runs, arguments.results, arguments.note):
         print(f"collected {path}")
     target = arguments.results.parent / "RESULTS.md"
     with atomic_write(target) as file:

@@ -5,6 +5,7 @@
     python projects/vimpac/run_table.py 5 --seeds 0 1 2       # with mean and spread
     python projects/vimpac/run_table.py 5 --rows "block, 256" "i.i.d., 256"
     python projects/vimpac/run_table.py 5 --dry-run           # rows, stages and their commands
+    python projects/vimpac/run_table.py 5 --few-labels        # miniature, a harder task
     python projects/vimpac/run_table.py 5 --full              # the paper's size, on real data
     python projects/vimpac/run_table.py 5 --set pretrain.SOLVER.MAX_EPOCH=5 both.NUM_GPUS=1
 
@@ -29,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("table", type=int, help=f"number of the paper's table: {NUMBERS}")
-    parser.add_argument("--full", action="store_true", help="the paper's size, not the miniature")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="the paper's size, not the miniature")
+    size.add_argument(
+        "--few-labels", action="store_true", help="the miniature, fine-tuned on 80 of 500 labels"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument(
@@ -49,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = TableRun(
         arguments.table,
-        "full" if arguments.full else "demo",
+        "full" if arguments.full else "few_labels" if arguments.few_labels else "demo",
         arguments.seeds,
         arguments.output,
         rows=arguments.rows,

@@ -6,13 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from tiny_project import make_tiny_project
+from web_page import Page
 
 from vimpac_ext.config import load_config
 from vimpac_ext.data.bad_videos import BadVideo, append_bad_video
@@ -21,53 +21,6 @@ from vimpac_ext.engine.run_report import write_run_report
 from vimpac_ext.visualization import RunFileError, read_metrics, save_image
 
 ROOT = Path(__file__).resolve().parents[2]
-VOID = {"meta", "link", "img", "br"}
-
-
-class Page(HTMLParser):
-    """Tables, headings, paragraphs and attributes of a page; checks that all tags close."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tables, self.headings, self.paragraphs = [], [], [], []
-        self.sources, self.ids, self.targets, self.tags = [], [], [], set()
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.tags.add(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        self.sources += [attributes[name] for name in ("src",) if name in attributes]
-        self.targets += [attributes["href"]] if "href" in attributes else []
-        self.ids += [attributes["id"]] if "id" in attributes else []
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        elif tag == "p":
-            self.paragraphs.append("")
-        elif tag in ("h1", "h2", "h3"):
-            self.headings.append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-        elif self.open and self.open[-1] == "p":
-            self.paragraphs[-1] += data
-        elif self.open and self.open[-1] in ("h1", "h2", "h3"):
-            self.headings[-1] += data
-
-    def table(self, *header):
-        [found] = [t for t in self.tables if tuple(t[0][: len(header)]) == header]
-        return found[1:]
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +82,20 @@ def test_the_configuration_is_compared_with_the_base_and_the_defaults(trained, t
     assert any("--base" in text for text in page.paragraphs)
 
 
+def test_keys_that_an_older_run_could_not_have_stand_apart(trained, tmp_path):
+    folder = tmp_path / "finetune"
+    shutil.copytree(trained / "finetune", folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    del config["KNN"]["K"]  # as if written before there was such a key
+    del config["SOLVER"]["BASE_LR"]  # this one the base sets, so it matters
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    page, _ = report(tmp_path, folder, base=trained / "configs/finetune.yaml")
+    keys = {row[0]: row[1:] for row in page.table("key", "this run", "finetune.yaml")}
+    assert keys["SOLVER.BASE_LR"] == ["(not set)", "0.01"]
+    assert "KNN.K" not in keys
+    assert any("earlier version wrote: KNN.K" in text for text in page.paragraphs)
+
+
 def test_the_page_needs_nothing_else_and_holds_the_pictures_unchanged(trained, tmp_path):
     folder = tmp_path / "runs/finetune"
     shutil.copytree(trained / "finetune", folder)
@@ -145,7 +112,16 @@ def test_the_page_needs_nothing_else_and_holds_the_pictures_unchanged(trained, t
     for name in ("pictures/masks.png", "test/confusion.png", "film.mp4"):
         assert (folder / name).read_bytes() in data
         assert name in text
-    assert sum(content.startswith(b"\x89PNG") for content in data) == 3  # and the curves
+    curves = read_metrics(folder).series
+    several = [name for name, points in curves.items() if len(points) > 1]
+    assert sum(content.startswith(b"\x89PNG") for content in data) == 2 + len(several) > 4
+    for name in several:  # in words, for those who do not see it
+        (first, start), (last, end) = curves[name][0], curves[name][-1]
+        words = f"{name} over updates. finetune: {start:.4g} at update {first}, {end:.4g} at "
+        assert sum(description.startswith(words) for description in page.descriptions) == 1
+        assert f"at update {last}" in " ".join(page.descriptions)
+    assert len(page.descriptions) == len(page.sources)
+    assert all(page.descriptions)
     assert 'name="viewport"' in text
 
 
@@ -157,7 +133,7 @@ def test_what_is_missing_is_said(tmp_path):
     for text in (
         "Not tested: there is no test/result.json.",
         "No curves: metrics.jsonl is missing or has no scalars.",
-        "No pictures in the folder.",
+        "No pictures in the folder; tools/visualize.py with --output in it makes some.",
         "There is no test/per_class.csv.",
         "Test: there is no test/predictions.csv.",
         "There is no config.yaml: the run has not been trained.",

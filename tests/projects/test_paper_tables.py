@@ -1,10 +1,12 @@
 """Every row of every table builds, differs from the others, and has the paper's size."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from paper_tables.command import TableRun
 from paper_tables.computed import compute
 from paper_tables.findings import load_findings, measured_column
 from paper_tables.measures import backbone_parameters
@@ -13,9 +15,11 @@ from paper_tables.resolved import flat, grid_of, resolve
 from paper_tables.spec import SIZES, TableError, load_table, table_numbers
 
 from vimpac_ext.data.synthetic_render import SHAPES
+from vimpac_ext.engine import prepare
 from vimpac_ext.engine.assembly import build_task, token_grid
 from vimpac_ext.maskers import BlockMasker, induced_mask_ratio
 
+ROOT = Path(__file__).resolve().parents[2]
 NUMBERS = table_numbers()
 TABLES = {(n, size): load_table(n, size) for n in NUMBERS for size in SIZES}
 RUN = {key: table for key, table in TABLES.items() if table.kind == "runs"}
@@ -54,6 +58,33 @@ def test_builds(table, row):
         batch = cfg.TRAIN.MICRO_BATCH_SIZE or cfg.TRAIN.BATCH_SIZE
         assert batch % (group or batch) == 0
     assert planner(table).plan(row, 0).stages
+
+
+@pytest.mark.parametrize("number", sorted({number for number, _ in RUN}))
+def test_every_printed_command_of_the_full_size_is_whole(number, tmp_path, capsys):
+    """``run_table.py N --full --dry-run``: what it prints is read again as its tools would."""
+    table = RUN[number, "full"]
+    assert TableRun(number, "full", [0], tmp_path).show() == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.endswith(", seed 0")]
+    assert len(rows) == sum(not row.quoted for row in table.rows)
+    commands = [shlex.split(line) for line in printed.splitlines() if line.startswith("python ")]
+    trained = 0
+    for python, script, option, config, *words in commands:
+        assert (python, option) == ("python", "--cfg")
+        assert (ROOT / script).is_file()
+        cfg = prepare(ROOT / config, words).cfg
+        assert len(words) % 2 == 0
+        if script == "tools/run_net.py":
+            trained += 1
+            assert cfg.OUTPUT_DIR.startswith(str(tmp_path))
+            assert cfg.DATA.PATH_TO_DATA_DIR.startswith("data/")  # nothing of the demo
+            assert cfg.NUM_GPUS > 0
+            if cfg.TRAIN.CHECKPOINT_FILE_PATH:
+                before = f"OUTPUT_DIR {cfg.TRAIN.CHECKPOINT_FILE_PATH}"
+                assert any(line.endswith(before) for line in printed.splitlines())
+    assert trained >= len(rows)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("table", RUN.values(), ids=lambda table: table.name)

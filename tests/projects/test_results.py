@@ -1,7 +1,11 @@
 """RESULTS.md says what the files say, and verdicts follow from the numbers."""
 
 import json
+import re
+import shutil
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +26,17 @@ from paper_tables.report import collect, load_results, report
 from paper_tables.spec import SIZES, load_table, table_numbers
 from paper_tables.spread import half_width, spread_of
 
-from projects.vimpac.demo_shapes import DemoShapes
+from projects.vimpac.demo_shapes import DemoFewLabels, DemoShapes
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects/vimpac"
 
 
 def line(row, seed, top1, **more):
-    return {"row": row, "seed": seed, "status": "done", "top1:motion": top1,
-            "seconds": 10.0, "test_videos": 200, "hardware": "an abacus", **more}  # fmt: skip
+    # Each seed of a row has a stage of its own, and all of them one in common.
+    seconds = json.dumps({f"finetune-{row}-{seed}": 10.0, "pretrain-of-all": 30.0})
+    return {"row": row, "seed": seed, "status": "done", "top1:motion": top1, "seconds": 40.0,
+            "test_videos": 200, "hardware": "an abacus", "stage_seconds": seconds,
+            **more}  # fmt: skip
 
 
 LINES = [
@@ -64,8 +71,12 @@ def check_numbers(results):
             table = load_table(number, size)
             if table.kind != "runs" or not (results / f"{table.name}_runs.csv").is_file():
                 continue
-            words = "miniature" if size == "demo" else "full size"
-            header, rows = cells_of(text, f"## Table {number}: {table.title} ({words})")
+            words = {
+                "demo": "miniature",
+                "few_labels": "miniature, few labels",
+                "full": "full size",
+            }
+            header, rows = cells_of(text, f"## Table {number}: {table.title} ({words[size]})")
             assert len(rows) == len(table.rows)
             for row in table.rows:
                 cells = rows[row.label.replace("|", "/")]
@@ -97,7 +108,7 @@ def test_numbers_are_those_of_the_files(tmp_path):
     _, rows = cells_of(text, "## Table 5")
     assert rows["block, 64 px"][2] == "61.2 ± 1.3"
     assert rows["i.i.d., 32 px"][-1] == "seeds 0; seed 1 failed: pretrain-1: no / memory"
-    for said in ("--seeds 0 1 2`", "80 s for all rows", "test videos: 200", "on an abacus"):
+    for said in ("--seeds 0 1 2`", "110 s for 9 trainings", "test videos: 200", "on an abacus"):
         assert said in text
     assert text.count("Not run.") == 11  # every other table, none left out
 
@@ -108,6 +119,33 @@ def test_committed_results_are_those_of_the_files():
     assert committed == text
 
 
+def test_one_command_writes_it_from_the_files_alone(tmp_path):
+    shutil.copytree(PROJECT / "results", tmp_path / "results")
+    words = ["--runs", str(tmp_path / "nowhere"), "--results", str(tmp_path / "results")]
+    command = [sys.executable, str(PROJECT / "results.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "RESULTS.md").read_text() == (PROJECT / "RESULTS.md").read_text()
+
+
+def test_committed_files_are_small_and_have_every_seed():
+    for path in (PROJECT / "results").iterdir():
+        assert path.suffix in (".csv", ".png")
+        assert path.stat().st_size < 150_000
+    for path in (PROJECT / "results").glob("*.csv"):
+        text = path.read_text()
+        assert path.stat().st_size < 50_000
+        assert not re.search(r"(^|[\s,\"'])/\w+/", text), f"{path} tells of folders"
+    for path in (PROJECT / "results").glob("*_runs.csv"):
+        lines = read_csv(path)
+        assert len({(line["row"], line["seed"]) for line in lines}) == len(lines)
+        for entry in lines:
+            if entry["status"] == "done":
+                assert entry["seconds"] > 0
+                assert entry["hardware"]
+                assert json.loads(entry["stages"])
+
+
 @pytest.mark.parametrize(
     ("higher", "lower", "equal", "word"),
     [
@@ -116,7 +154,8 @@ def test_committed_results_are_those_of_the_files():
         ((60, 50, 55), (50, 52, 54), False, NOISE),
         ((60,), (10,), False, NOISE),  # one seed is no evidence
         ((), (10,), False, NOT_RUN),
-        ((60, 50, 55), (50, 52, 54), True, "no difference found"),
+        ((60, 61, 62), (60.5, 61, 61), True, "no difference found"),
+        ((60, 50, 55), (50, 52, 54), True, NOISE),  # the interval is far wider than five points
         ((60, 62, 61), (50, 51, 52), True, "a difference shows"),
         ((60,), (60,), True, NOISE),
     ],
@@ -127,6 +166,37 @@ def test_verdicts(higher, lower, equal, word):
     lines += [line("i.i.d., 256", seed, value) for seed, value in enumerate(lower)]
     finding = Finding(5, "x", "top1:UCF101", "block, 256", "i.i.d., 256", "y", equal)
     assert judge(finding, table, results_of(table, lines)).word == word
+
+
+def test_rows_at_the_ceiling_are_called_too_easy():
+    table = load_table(5)
+    finding = Finding(5, "x", "top1:UCF101", "block, 256", "i.i.d., 256", "y")
+    for top1, easy in ((98.0, True), (90.0, False)):
+        lines = [line("block, 256", seed, 99.0) for seed in (0, 1)]
+        lines += [line("i.i.d., 256", seed, top1 + seed) for seed in (0, 1)]
+        sentence = judge(finding, table, results_of(table, lines)).sentence
+        assert ("too easy" in sentence) == easy
+
+
+def test_load_processor_time_and_notes_are_told_and_stay(tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    stages = json.dumps({"finetune:motion": "finetune-c"})
+    (runs / "finetune-c/test").mkdir(parents=True)
+    record = {"seconds": 40.0, "cpu_seconds": 10.0, "load": 7.25, "hardware": "an abacus"}
+    (runs / "finetune-c/stage.json").write_text(json.dumps(record))
+    result = {"top1": 77.5, "protocol": {"scored_videos": 40}}
+    (runs / "finetune-c/test/result.json").write_text(json.dumps(result))
+    table = load_table(5)
+    old = line("block, 256", 3, 1.0, stages=stages)
+    write_csv(runs / "tables/demo_table_05_runs.csv", line_fields(table), [old])
+    collect(runs, results, note="On a train.")
+    collect(runs, results)  # without the note: it stays
+    text = report(results)
+    for said in (
+        "40 s for 1 trainings and evaluations, 25 % of it processor time",
+        "on an abacus (load average up to 7.2). On a train.",
+    ):
+        assert said in text
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -225,3 +295,12 @@ def test_demo_shapes_are_the_same_videos_with_other_labels(tmp_path):
     assert shapes.class_names == ["disc", "ring"]
     assert [(r.video_id, r.label) for r in shapes.records] == [("0", 0)]
     assert [record.label for record in DemoShapes(str(tmp_path)).records] == [1, 0]
+    few = DemoFewLabels(str(tmp_path), "train", 1, "shape")
+    assert [(r.video_id, r.label) for r in few.records] == [("0", 1)]
+    assert few.class_names == ["disc", "ring"]
+    assert len({few.fingerprint, shapes.fingerprint, DemoShapes(str(tmp_path)).fingerprint}) == 3
+    motions = DemoFewLabels(str(tmp_path), "train", 2)
+    assert [record.label for record in motions.records] == [0, 0]
+    for options, message in (((3,), "'train' has 2 videos"), ((1, "colour"), "not one of motion")):
+        with pytest.raises(ValueError, match=message):
+            DemoFewLabels(str(tmp_path), "train", *options)

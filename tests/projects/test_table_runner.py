@@ -82,6 +82,20 @@ def test_seconds_add_up_over_attempts(tmp_path):
     assert record_of(done)["seconds"] > 0.3
 
 
+def test_processor_time_and_load_stand_beside_the_seconds(tmp_path):
+    """A stage that sleeps takes a second of the clock and little of the processor."""
+    code = "import time; time.sleep(1)"
+    sleeper = stage(tmp_path, "tokens-a", code)
+    busy = stage(tmp_path, "tokens-b", "import time\nwhile time.process_time() < 1: pass")
+    Runner(say=lambda _: None).run([sleeper, busy])
+    first, second = record_of(sleeper), record_of(busy)
+    assert first["seconds"] >= 1
+    assert first["cpu_seconds"] < 0.7 < 1 <= second["cpu_seconds"]
+    assert second["cpu_seconds"] <= second["seconds"] + 0.1
+    assert first["load"] >= 0
+    assert first["cores"] == os.cpu_count()
+
+
 def test_a_store_of_the_users_own_is_taken_and_one_begun_here_is_completed(tmp_path):
     (tmp_path / "store").mkdir()
     tokens = stage(tmp_path, "tokens-1", "pass", produced=str(tmp_path / "store"))
@@ -138,6 +152,27 @@ def test_equal_pretrainings_are_one_over_rows_and_tables(size, tmp_path):
     assert pretrain_of(4, "MP") == pretrain_of(16, "0")
 
 
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_few_labels_share_all_but_the_fine_tuning(number, tmp_path):
+    """With fewer labels the pre-training and the tokens are those of the miniature."""
+    sizes = [load_table(number, size) for size in ("demo", "few_labels")]
+    for all_labels, few in zip(*(table.rows for table in sizes), strict=True):
+        if all_labels.quoted:
+            continue
+        plans = [
+            Planner(table, tmp_path).plan(row, 0)
+            for table, row in zip(sizes, (all_labels, few), strict=True)
+        ]
+        kinds = ("data", "tokens", "pretrain")
+        names = [{s.name for s in plan.stages if s.kind in kinds} for plan in plans]
+        assert names[0] == names[1]
+        for target in plans[0].finetune:
+            first, second = (plan.finetune[target].command for plan in plans)
+            assert first != second
+            assert "DemoFewLabels" in second
+            assert second[second.index("TRAIN.DATASET.num_videos") + 1] == "80"
+
+
 def test_keys_do_not_depend_on_where_the_runs_lie(tmp_path):
     table = load_table(5)
     names = [
@@ -157,7 +192,7 @@ def tiny_table(tmp_path):
     """A table at "full" size whose configurations are those of a tiny project."""
     configs = make_tiny_project(tmp_path)
     description = {
-        "number": 5,
+        "number": 99,
         "title": "tiny",
         "section": "0",
         "measures": ["parameters", "mask_accuracy", "contrast_loss", "top1"],
@@ -173,7 +208,7 @@ def tiny_table(tmp_path):
     }
     folder = tmp_path / "tables"
     folder.mkdir()
-    (folder / "table_05.yaml").write_text(yaml.safe_dump(description))
+    (folder / "table_99.yaml").write_text(yaml.safe_dump(description))
     return folder
 
 
@@ -185,11 +220,11 @@ def test_a_tiny_table_from_start_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "load_table", lambda n, size: load_table(n, size, folder))
     settings = parse_settings(["both.TRAIN.MICRO_BATCH_SIZE=4"])
-    arguments = (5, "full", [0, 1], tmp_path / "out")
+    arguments = (99, "full", [0, 1], tmp_path / "out")
     assert command.TableRun(*arguments, settings=settings).run() == 1  # one row is broken
     shown = capsys.readouterr().out
     assert "folder 'nowhere' not found" in shown
-    lines = command.read_csv(tmp_path / "out/tables/full_table_05_runs.csv")
+    lines = command.read_csv(tmp_path / "out/tables/full_table_99_runs.csv")
     states = {(line["row"], line["seed"]): line["status"] for line in lines}
     assert states == {
         **{("both", seed): "done" for seed in (0, 1)},
@@ -203,7 +238,10 @@ def test_a_tiny_table_from_start_to_end(tmp_path, monkeypatch, capsys):
         assert line["updates"] == 4  # 8 videos, batches of 4, two epochs
         assert 0 <= line["mask_accuracy"] <= 100
     assert lines[0]["mask_accuracy"] != lines[1]["mask_accuracy"]
-    assert (tmp_path / "out/tables/full_table_05.png").stat().st_size > 5000
+    assert (tmp_path / "out/tables/full_table_99.png").stat().st_size > 5000
+    page = (tmp_path / "out/tables/full_table_99.html").read_text(encoding="utf-8")
+    assert "nowhere" in page  # why a row failed
+    assert "Curves: pretrain 1" in page
     # Again: only what failed has another chance.
     command.TableRun(*arguments, settings=settings).run()
     assert capsys.readouterr().out.count("done in") == 0

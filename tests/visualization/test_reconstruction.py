@@ -8,8 +8,11 @@ import torch
 from matplotlib.image import imread
 
 from vimpac_ext.visualization import (
+    Block,
     Reconstruction,
+    Row,
     draw_reconstructions,
+    draw_sheet,
     fill_hidden,
     grey_out,
     save_image,
@@ -85,12 +88,21 @@ def test_frames_that_a_short_video_lacks_are_white():
     assert (lower[:, -250:] == 255).all()
 
 
-@pytest.mark.parametrize(("num_frames", "size"), [(5, 64), (5, 128), (10, 128), (1, 16)])
-def test_small_frames_are_enlarged_and_none_is_shrunk(num_frames, size):
+@pytest.mark.parametrize(
+    ("num_frames", "size", "width"),
+    # 5 * 256 is not twice 840; 10 * 256 is 3 times, but 3 is no divisor; 16 * 256 is 4 times.
+    [(5, 64, 192), (5, 128, 128), (1, 16, 832), (5, 256, 256), (10, 256, 128), (16, 256, 64)],
+)
+def test_small_frames_are_enlarged_and_large_ones_shrunk(num_frames, size, width):
     picture = draw_reconstructions([clip(num_frames, num_frames, size)])
-    widths = frame_columns(picture, 40)
-    assert len(widths) == num_frames
-    assert set(widths) == {size * max(1, round(840 / (num_frames * size)))}
+    assert frame_columns(picture, 40) == [width] * num_frames
+
+
+def test_shrunk_images_are_means_of_squares():
+    images = RNG.integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)
+    picture = draw_sheet([Block("a", 1, (Row("", images),))], frames_width=2)
+    mean = images.reshape(2, 4, 2, 4, 3).astype(float).mean((1, 3))
+    np.testing.assert_array_equal(picture[34:36, 10:12], mean.round())
 
 
 @pytest.mark.parametrize("title", ["$x$_{3}.mp4", "видео/影片.mp4", "cut\udcff.mp4", "a" * 300])

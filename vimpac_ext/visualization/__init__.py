@@ -3,7 +3,13 @@
 from vimpac_ext.visualization import html
 from vimpac_ext.visualization.captions import captioner
 from vimpac_ext.visualization.copy_paste import nearest_visible
-from vimpac_ext.visualization.curves import draw_curves, run_labels, save_plot
+from vimpac_ext.visualization.curves import (
+    curve_names,
+    draw_curves,
+    line_styles,
+    run_labels,
+    save_plot,
+)
 from vimpac_ext.visualization.heat import overlay_heat
 from vimpac_ext.visualization.reconstruction import (
     Reconstruction,
@@ -29,6 +35,7 @@ __all__ = [
     "Row",
     "RunFileError",
     "captioner",
+    "curve_names",
     "draw_curves",
     "draw_reconstructions",
     "draw_sheet",
@@ -36,6 +43,7 @@ __all__ = [
     "fill_hidden",
     "grey_out",
     "html",
+    "line_styles",
     "nearest_visible",
     "overlay_heat",
     "read_metrics",

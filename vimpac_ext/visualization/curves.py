@@ -20,13 +20,16 @@ _COLUMNS = 2
 _MARKED_POINTS = 25  # up to here each point is marked: a single one would not show as a line
 
 
-def draw_curves(runs: Mapping[str, Mapping[str, Series]], scalars: Sequence[str] = ()) -> "Figure":
+def draw_curves(
+    runs: Mapping[str, Mapping[str, Series]], scalars: Sequence[str] = (), legend: bool = True
+) -> "Figure":
     """Draws scalars over updates.
 
     Args:
         runs: label of a run -> name of a scalar ("train_iter/loss") -> (update, value).
         scalars: those to draw, in order; a name without a slash means every kind of it. None given
             = all that have several values in some run.
+        legend: whether the picture says which line is which run's.
 
     Returns:
         The figure; a scalar that a run lacks has no line of that run.
@@ -36,11 +39,12 @@ def draw_curves(runs: Mapping[str, Mapping[str, Series]], scalars: Sequence[str]
     """
     from matplotlib.figure import Figure
 
-    names = _chosen(runs, scalars)
+    names = curve_names(runs, scalars)
     columns = min(_COLUMNS, len(names))
     rows = math.ceil(len(names) / columns)
     width, height = columns * _PANEL_INCHES[0], rows * _PANEL_INCHES[1]
-    figure = Figure((width, height + _LEGEND_LINE_INCHES * len(runs)), layout="constrained")
+    height += _LEGEND_LINE_INCHES * len(runs) if legend else 0
+    figure = Figure((width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     for panel in panels.flat[len(names) :]:
         panel.set_visible(False)
@@ -49,20 +53,41 @@ def draw_curves(runs: Mapping[str, Mapping[str, Series]], scalars: Sequence[str]
         panel.set_title(name, parse_math=False)
         panel.set_xlabel("update")
         panel.grid(alpha=0.3)
-        for colour, (label, series) in enumerate(runs.items()):
+        for (label, series), (colour, dashed) in zip(
+            runs.items(), line_styles(len(runs)), strict=True
+        ):
             if name not in series:
                 continue
             updates, values = zip(*series[name], strict=True)
             mark = "." if len(updates) <= _MARKED_POINTS else ""
-            [line] = panel.plot(updates, values, color=f"C{colour % 10}", marker=mark, lw=1.2)
-            line.set_linestyle("-" if colour < 10 else "--")
+            [line] = panel.plot(updates, values, color=colour, marker=mark, lw=1.2)
+            line.set_linestyle("--" if dashed else "-")
             lines.setdefault(label, line)
-    legend = figure.legend(
-        list(lines.values()), list(lines), loc="outside upper left", frameon=False
-    )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    if legend:
+        _add_legend(figure, lines)
     return figure
+
+
+def line_styles(num_runs: int) -> list[tuple[str, bool]]:
+    """Colour ("#rrggbb") of each run's lines, and whether they are dashed."""
+    from matplotlib.colors import to_hex
+
+    return [(to_hex(f"C{index % 10}"), index >= 10) for index in range(num_runs)]
+
+
+def curve_names(runs: Mapping[str, Mapping[str, Series]], scalars: Sequence[str] = ()) -> list[str]:
+    """Which scalars `draw_curves` draws, in order; arguments and errors are its."""
+    there = list(dict.fromkeys(name for series in runs.values() for name in sorted(series)))
+    if not there:
+        raise ValueError(f"no scalars in {', '.join(runs) or 'no run'}")
+    chosen = []
+    for wanted in scalars:
+        matching = [name for name in there if wanted in (name, name.split("/")[-1])]
+        if not matching:
+            raise ValueError(f"no scalar {wanted!r}; there are: {', '.join(there)}")
+        chosen += matching
+    lines = [name for name in there if any(len(s.get(name, [])) > 1 for s in runs.values())]
+    return list(dict.fromkeys(chosen)) or lines or there
 
 
 def save_plot(path: str | Path, figure: "Figure") -> None:
@@ -89,15 +114,9 @@ def run_labels(folders: Sequence[Path]) -> list[str]:
     return [str(folder) for folder in folders]
 
 
-def _chosen(runs: Mapping[str, Mapping[str, Series]], scalars: Sequence[str]) -> list[str]:
-    there = list(dict.fromkeys(name for series in runs.values() for name in sorted(series)))
-    if not there:
-        raise ValueError(f"no scalars in {', '.join(runs) or 'no run'}")
-    chosen = []
-    for wanted in scalars:
-        matching = [name for name in there if wanted in (name, name.split("/")[-1])]
-        if not matching:
-            raise ValueError(f"no scalar {wanted!r}; there are: {', '.join(there)}")
-        chosen += matching
-    lines = [name for name in there if any(len(s.get(name, [])) > 1 for s in runs.values())]
-    return list(dict.fromkeys(chosen)) or lines or there
+def _add_legend(figure: "Figure", lines: Mapping[str, "Line2D"]) -> None:
+    legend = figure.legend(
+        list(lines.values()), list(lines), loc="outside upper left", frameon=False
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

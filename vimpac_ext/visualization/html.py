@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -10,16 +11,39 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 70rem; padding: 1rem;
        color: #222; background: #fff; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; } h1, h2, h3, td, th, p, figcaption { overflow-wrap: anywhere; }
+h3 { font-size: 1rem; } h1, h2, h3, p, figcaption { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; margin: .5rem 0; }
 th, td { border: 1px solid #ddd; padding: .2rem .5rem; text-align: left; vertical-align: top;
-         min-width: 4rem; font-size: .875rem; }
-th { background: #f3f3f3; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+         font-size: .875rem; }
+th { background: #f3f3f3; } .number { text-align: right; font-variant-numeric: tabular-nums; }
+td { white-space: nowrap; }
+td.long { min-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
 img, video { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .875rem; }
+.panels { display: flex; flex-wrap: wrap; gap: .5rem; }
+.panels figure { margin: 0; max-width: 100%; }
+.key { display: inline-block; width: 1.5rem; margin-right: .4rem; vertical-align: middle;
+       border-top: 3px solid; }
+.legend span { display: inline-block; margin-right: 1rem; }
 .missing { color: #8a4b00; background: #fff6e5; padding: .25rem .5rem; }
-nav a { margin-right: 1rem; }
+nav a { margin-right: 1rem; display: inline-block; }
+@media screen and (min-width: 45rem) { td:first-child, th:first-child { position: sticky; left: 0; }
+  td:first-child { background: #fff; } }
+@media screen and (max-width: 45rem) {
+  body { padding: .5rem; }
+  .wide img { max-width: none; }
+}
+@media print {
+  body { font-size: 10pt; max-width: none; padding: 0; }
+  .wide { overflow: visible; }
+  th, td, td.long { font-size: 7pt; min-width: 0; padding: .1rem .3rem; white-space: normal;
+                    overflow-wrap: anywhere; }
+  tr, figure { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
+  img { max-height: 20cm; width: auto; }
+  .panels { display: block; } .panels figure { display: inline-block; width: 48%; }
+}
 """
+_LONG = 24  # letters; longer text in a cell may be broken, shorter one stays in a line
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -70,25 +94,72 @@ def links(targets: Sequence[tuple[str, str]]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table that scrolls sideways where it is too wide; numbers stand right."""
-    lines = ['<div class="wide"><table><thead><tr>']
-    lines += [f"<th>{text(cell)}</th>" for cell in header]
-    lines.append("</tr></thead><tbody>")
-    for row in rows:
-        lines.append("<tr>" + "".join(map(_cell, row)) + "</tr>")
-    lines.append("</tbody></table></div>")
-    return "\n".join(lines)
+    """A table that scrolls sideways where it is too wide; columns of numbers stand right."""
+    lines = [list(row) for row in rows]
+    columns = range(len(header))
+    number = [bool(lines) and all(_is_number(row[column]) for row in lines) for column in columns]
+    page_lines = ['<div class="wide"><table><thead><tr>']
+    page_lines += [_cell("th", cell, right) for cell, right in zip(header, number, strict=True)]
+    page_lines.append("</tr></thead><tbody>")
+    for row in lines:
+        cells = [_cell("td", cell, right) for cell, right in zip(row, number, strict=True)]
+        page_lines.append("<tr>" + "".join(cells) + "</tr>")
+    page_lines.append("</tbody></table></div>")
+    return "\n".join(page_lines)
 
 
-def image(content: bytes, media_type: str, caption: str) -> str:
-    """A picture (or, for "video/mp4", a film) inside the page."""
+def image(content: bytes, media_type: str, caption: str, description: str = "") -> str:
+    """A picture (or, for "video/mp4", a film) inside the page; narrow screens scroll over it.
+
+    Args:
+        content: bytes of the file.
+        media_type: such as "image/png".
+        caption: text below.
+        description: what it shows, for those who do not see it; none = the caption.
+    """
+    shown = _embedded(content, media_type, description or caption)
+    return (
+        f'<figure><div class="wide">{shown}</div><figcaption>{text(caption)}</figcaption></figure>'
+    )
+
+
+def panels(pictures: Iterable[tuple[bytes, str]]) -> str:
+    """Small PNG pictures, as many side by side as fit: (content, description)."""
+    figures = (
+        f"<figure>{_embedded(content, 'image/png', description)}</figure>"
+        for content, description in pictures
+    )
+    return f'<div class="panels">{"".join(figures)}</div>'
+
+
+def legend(entries: Iterable[tuple[str, str, bool]]) -> str:
+    """What the lines of pictures mean: (label, colour as "#rrggbb", whether it is dashed)."""
+    keys = (
+        f'<span><i class="key" style="border-color: {text(colour)}'
+        f'{"; border-top-style: dashed" if dashed else ""}"></i>{text(label)}</span>'
+        for label, colour, dashed in entries
+    )
+    return f'<p class="legend">{" ".join(keys)}</p>'
+
+
+def _embedded(content: bytes, media_type: str, description: str) -> str:
     data = f"data:{text(media_type)};base64,{base64.b64encode(content).decode('ascii')}"
-    shown = f'<img alt="{text(caption)}" src="{data}">'
     if media_type.startswith("video/"):
-        shown = f'<video controls loop muted title="{text(caption)}" src="{data}"></video>'
-    return f"<figure>{shown}<figcaption>{text(caption)}</figcaption></figure>"
+        return f'<video controls loop muted aria-label="{text(description)}" src="{data}"></video>'
+    return f'<img alt="{text(description)}" src="{data}">'
 
 
-def _cell(value: Any) -> str:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f'<td class="number">{text(value)}</td>' if number else f"<td>{text(value)}</td>"
+def _is_number(value: Any) -> bool:
+    """Whether a cell may stand in a column of numbers; None and text such as "12.5" may."""
+    if isinstance(value, str):
+        return re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", value) is not None
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def _cell(tag: str, value: Any, number: bool) -> str:
+    kind = "number" if number else ""
+    if tag == "td" and not number and len(str(value)) > _LONG:
+        kind = "long"
+    return (
+        f'<{tag} class="{kind}">{text(value)}</{tag}>' if kind else f"<{tag}>{text(value)}</{tag}>"
+    )

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,11 +63,13 @@ class Block:
 def draw_sheet(blocks: Sequence[Block], frames_width: int = FRAMES_WIDTH) -> Image:
     """Draws the blocks one below the other: a labelled row for each kind, a column a moment.
 
-    Small images are enlarged without smoothing. Images that a short clip lacks are left white.
+    Small images are enlarged without smoothing, and large ones shrunk by whole factors, so that
+    labels stay legible where the picture is shown small. Images that a short clip lacks are left
+    white.
 
     Args:
         blocks: at least one.
-        frames_width: pixels that the columns should take together; images are never shrunk.
+        frames_width: pixels that the columns should take together, about.
 
     Returns:
         uint8 (H, W, 3).
@@ -78,7 +80,8 @@ def draw_sheet(blocks: Sequence[Block], frames_width: int = FRAMES_WIDTH) -> Ima
     if lines:
         left = max(_LABEL_WIDTH, 2 * _MARGIN + _LETTER_WIDTH * max(map(len, lines)))
     top = 0
-    for block in blocks:
+    for full_size in blocks:
+        block = _shrunk(full_size, frames_width)
         scale = _scale(block, block.num_columns, frames_width)
         height, width = (scale * side for side in block.image_size)
         canvas.write(_MARGIN, top + _TITLE_HEIGHT // 2, _shorten(block.title))
@@ -150,6 +153,22 @@ def _slide(blocks: Sequence[Block], moment: int, frames_width: int) -> Image:
 
 def _scale(block: Block, columns: int, frames_width: int) -> int:
     return max(1, round(frames_width / (columns * block.image_size[1])))
+
+
+def _shrunk(block: Block, frames_width: int) -> Block:
+    """The block with smaller images (means of squares), if its columns are twice too wide."""
+    height, width = block.image_size
+    wanted = block.num_columns * width // frames_width
+    factors = (n for n in range(wanted, 1, -1) if height % n == 0 and width % n == 0)
+    factor = next(factors, 1)
+    if factor == 1:
+        return block
+    rows = []
+    for row in block.rows:
+        shape = (len(row.images), height // factor, factor, width // factor, factor, 3)
+        small = row.images.reshape(shape).mean(axis=(2, 4)).round().astype(np.uint8)
+        rows.append(replace(row, images=small))
+    return replace(block, rows=tuple(rows))
 
 
 def _label_width(block: Block) -> int:

@@ -13,7 +13,9 @@ import yaml
 from paper_tables.computed import compute, computed_markdown, write_computed
 from paper_tables.measures import FAILED, Line, backbone_parameters, measure, stage_names
 from paper_tables.output import markdown_table, read_csv, results_of, write_results, write_runs
+from paper_tables.page import write_page
 from paper_tables.plan import Planner
+from paper_tables.report import provenance
 from paper_tables.resolved import flat, resolve
 from paper_tables.runner import Runner, is_done
 from paper_tables.spec import PROJECT, REPOSITORY, Overrides, Row, TableError, load_table
@@ -144,7 +146,7 @@ class TableRun:
         command = [sys.executable, str(PROJECT / "speed.py"), str(self.table.number)]
         command += ["--output", str(folder / SPEED_FILE)]
         gpu = any(self._config(row).NUM_GPUS for row in planned)
-        command += ["--full"] if self.table.size == "full" else []
+        command += self.table.flags if self.table.size == "full" else []
         command += ["--device", "cuda", "--videos", "32"] if gpu else []
         device = "cuda" if gpu else "cpu"
         return [Stage("speed", key, folder, tuple(command), device=device)]
@@ -185,15 +187,18 @@ class TableRun:
             if is_done(stage) and measured.is_file():
                 with atomic_write(speed_path) as file:
                     file.write(measured.read_text(encoding="utf-8"))
-        results = results_of(self.table, lines, read_csv(speed_path))
+        speed = read_csv(speed_path)
+        results = results_of(self.table, lines, speed)
         write_results(self.folder, self.table, results, self.command)
+        page = self.folder / f"{self.table.name}.html"
+        write_page(page, self.planner, results, provenance(self.table, lines, speed))
         print(markdown_table(self.table, results))
-        print(f"wrote {self.folder / self.table.name}.csv, .md and .png, and ..._runs.csv")
+        print(f"wrote {self.folder / self.table.name}.csv, .md, .png, .html and _runs.csv")
         return any(line["status"] == FAILED for line in lines)
 
     def _compute(self) -> int:
         videos = None
-        if self.table.kind == "dataset_counts" and self.table.size == "demo":
+        if self.table.kind == "dataset_counts" and self.table.size != "full":
             stage = self.planner.videos(self.seeds[0])
             Runner().run([stage])
             videos = stage.folder / "videos"
@@ -208,7 +213,7 @@ class TableRun:
         """The command that makes this table."""
         script = (PROJECT / "run_table.py").relative_to(REPOSITORY)
         words = ["python", str(script), str(self.table.number)]
-        words += ["--full"] if self.table.size == "full" else []
+        words += self.table.flags
         if self.table.kind == "runs":
             words += ["--seeds", *map(str, self.seeds)]
         pairs = [f"{s}.{k}={v}" for s, values in self.settings.items() for k, v in values.items()]

@@ -34,7 +34,7 @@ def write_computed(folder: Path, table: Table, lines: Sequence[Line], command: s
     fields = _fields(lines)
     write_csv(folder / f"{table.name}.csv", fields, lines)
     with atomic_write(folder / f"{table.name}.md") as file:
-        file.write(f"# Table {table.number}: {table.title} ({table.size})\n\n`{command}`\n\n")
+        file.write(f"# Table {table.number}: {table.title} ({table.size_words})\n\n`{command}`\n\n")
         file.write(computed_markdown(lines))
 
 

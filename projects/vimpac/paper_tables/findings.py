@@ -13,6 +13,9 @@ from paper_tables.spread import half_width, spread_of
 
 FILE = PROJECT / "findings.yaml"
 SHOWS, OPPOSITE, NOISE, NOT_RUN = "shows", "the opposite shows", "not told from noise", "not run"
+EQUAL, UNEQUAL = "no difference found", "a difference shows"
+ALIKE = 5.0  # points: "no difference" needs a confidence interval that lies within so many
+CEILING = 95.0  # percent: above it there is little left to differ in
 _KEYS = {"table", "finding", "measure", "higher", "lower", "comment"}
 
 
@@ -86,7 +89,7 @@ def judge(finding: Finding, table: Table, results: Sequence[RowResult]) -> Verdi
     """Compares the two rows seed by seed (or, for speed, timing round by round).
 
     A difference shows if its 95 % confidence interval excludes zero: mean over the seeds of the
-    difference in each seed, Student's t.
+    difference in each seed, Student's t. That there is none needs an interval within `ALIKE`.
 
     Raises:
         TableError: if the finding names a row or column that the table does not have.
@@ -116,14 +119,18 @@ def judge(finding: Finding, table: Table, results: Sequence[RowResult]) -> Verdi
         f"{second.shown(digits)} for {rows[finding.lower].row.label!r}; difference "
         f"{mean:+.{digits}f} {interval}, {len(common)} {unit}."
     )
-    return Verdict(_word(mean, width, finding.equal, len(common)), sentence)
+    if column.startswith("top1:") and min(first.mean, second.mean) > CEILING:
+        sentence += (
+            f" Both are above {CEILING:.0f} %: this task is too easy to tell; see --few-labels."
+        )
+    return Verdict(_word(mean, width, finding.equal), sentence)
 
 
-def _word(mean: float, width: float, equal: bool, count: int) -> str:
+def _word(mean: float, width: float, equal: bool) -> str:
     differs = abs(mean) > width
     if equal:
-        # Too few runs to see a difference are no evidence that there is none.
-        return ("a difference shows" if differs else "no difference found") if count > 1 else NOISE
+        # Too few or too different runs to see a difference are no evidence that there is none.
+        return UNEQUAL if differs else EQUAL if abs(mean) + width <= ALIKE else NOISE
     if not differs:
         return NOISE
     return SHOWS if mean > 0 else OPPOSITE

@@ -36,20 +36,28 @@ def measure(root: Path, stages: Mapping[str, str]) -> Line:
     Returns:
         "status" and "reason", and as far as they are there "mask_accuracy" (percent),
         "contrast_loss", "top1:<target>" (percent), "test_videos", "updates" and
-        "updates_per_second" of pre-training (the last stage's, median), "seconds" of all these
-        stages and "hardware".
+        "updates_per_second" of pre-training (the last stage's, median), "seconds" (by the clock)
+        and "cpu_seconds" of all these stages, "load" (largest load average of the machine),
+        "stage_seconds" (of each stage, as JSON) and "hardware". "cpu_seconds" and "load" are
+        absent if one of the records does not have them.
     """
     line: Line = {"status": DONE, "reason": ""}
-    records = []
+    records: dict[str, dict[str, Any]] = {}
     for name in stages.values():
         record = root / name / RECORD
         if record.is_file():
-            records.append(_read(record))
+            records[name] = _read(record)
         elif line["status"] != FAILED:
             reason = _failure(root / name)
             line |= {"status": FAILED if reason else NOT_RUN, "reason": reason}
-    line["seconds"] = round(sum(record["seconds"] for record in records), 1)
-    line["hardware"] = "; ".join(sorted({record["hardware"] for record in records}))
+    found = list(records.values())
+    line["seconds"] = round(sum(record["seconds"] for record in found), 1)
+    seconds = {name: record["seconds"] for name, record in records.items()}
+    line["stage_seconds"] = json.dumps(seconds)
+    if found and all("load" in record for record in found):
+        line["cpu_seconds"] = round(sum(record["cpu_seconds"] for record in found), 1)
+        line["load"] = max(record["load"] for record in found)
+    line["hardware"] = "; ".join(sorted({record["hardware"] for record in found}))
     if "heldout" in stages:
         heldout = _read(root / stages["heldout"] / HELDOUT)
         line |= {k: heldout[k] for k in ("mask_accuracy", "contrast_loss") if k in heldout}
@@ -86,7 +94,8 @@ def line_fields(table: Table) -> list[str]:
     own = dict.fromkeys([*shown, "mask_accuracy", "contrast_loss"])
     return [
         *("row", "seed", "status", "reason", *own, "updates", "updates_per_second"),
-        *("seconds", "test_videos", "hardware", "settings", "stages"),
+        *("seconds", "cpu_seconds", "load", "test_videos", "hardware", "settings", "note"),
+        *("stages", "stage_seconds"),
     ]
 
 

@@ -19,7 +19,7 @@ TITLES = {
     "speed": "Speed (clips/s)",
 }
 DIGITS = {"contrast_loss": 2, "parameters": 1}
-SPEED_FIELDS = ("row", "round", "seconds", "clips", "hardware")
+SPEED_FIELDS = ("row", "round", "seconds", "clips", "load", "hardware")
 NOTHING = "-"
 
 
@@ -126,7 +126,7 @@ def write_results(folder: Path, table: Table, results: Sequence[RowResult], comm
     """``<size>_table_NN.csv``, ``.md`` and ``.png``: mean and spread beside the paper's numbers."""
     write_csv(folder / f"{table.name}.csv", _summary_fields(table), _summary(table, results))
     with atomic_write(folder / f"{table.name}.md") as file:
-        file.write(f"# Table {table.number}: {table.title} ({table.size})\n\n`{command}`\n\n")
+        file.write(f"# Table {table.number}: {table.title} ({table.size_words})\n\n`{command}`\n\n")
         file.write(markdown_table(table, results))
     if any(result.spread(column) for result in results for column in table.columns):
         from paper_tables.plot import save_plot
@@ -136,31 +136,36 @@ def write_results(folder: Path, table: Table, results: Sequence[RowResult], comm
 
 def markdown_table(table: Table, results: Sequence[RowResult]) -> str:
     """Rows with "mean ± std" of what was measured, and the paper's numbers."""
+    header, *rows = table_cells(table, results)
+    lines = [header, ["---"] * len(header), *([_safe(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def table_cells(table: Table, results: Sequence[RowResult]) -> list[list[str]]:
+    """The header and the rows of a table as text: what was measured, and the paper's numbers."""
     columns, paper = table.columns, table.paper_columns
-    header = ["row", *map(title_of, columns), *map(paper_title, paper), "state"]
+    cells = [["row", *map(title_of, columns), *map(paper_title, paper), "state"]]
     fastest = {"here": 0.0, "paper": 0.0}
     for result in results:
         own = result.spread("speed")
         fastest["here"] = max(fastest["here"], own.mean if own else 0.0)
         fastest["paper"] = max(fastest["paper"], result.row.paper.get("speed", 0.0))
-    rows = []
     for result in results:
-        cells = [_safe(result.row.label)]
+        line = [result.row.label]
         for column in columns:
             found = result.spread(column)
             text = found.shown(DIGITS.get(column, 1)) if found else NOTHING
             if found and column == "speed":
                 text += f" ({found.mean / fastest['here']:.2f}x)"
-            cells.append(text)
+            line.append(text)
         for name in paper:
             value = result.row.paper.get(name)
             text = NOTHING if value is None else f"{value:.{DIGITS.get(name, 1)}f}"
             if value is not None and name == "speed":
                 text += f" ({value / fastest['paper']:.2f}x)"
-            cells.append(text)
-        rows.append([*cells, _safe(result.state)])
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+            line.append(text)
+        cells.append([*line, result.state])
+    return cells
 
 
 def _safe(text: str) -> str:

@@ -37,7 +37,7 @@ def save_plot(path: Path, table: Table, results: Sequence[RowResult]) -> None:
     labels = [result.row.label for result in results]
     panels[0].set_yticks(range(len(labels)), labels, parse_math=False)
     panels[0].invert_yaxis()
-    figure.suptitle(f"Table {table.number} ({table.size}): {table.title}", fontsize=10)
+    figure.suptitle(f"Table {table.number} ({table.size_words}): {table.title}", fontsize=10)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png")
 

@@ -1,11 +1,12 @@
 """RESULTS.md from the csv files of the runs; nothing in it is typed by hand but the comments."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paper_tables.computed import compute, computed_markdown
+from paper_tables.copies import copies_name, copies_section, copies_summary, read_copies
 from paper_tables.findings import Finding, judge, load_findings
 from paper_tables.measures import Line, line_fields, measure
 from paper_tables.output import (
@@ -30,16 +31,21 @@ all of these. The paper's numbers stand beside them for the order of the rows; t
 compared with a miniature on other videos. Mask-Accu. and CL-Loss are on held-out videos. A verdict
 "shows" or "the opposite shows" needs a 95 % confidence interval (Student's t over the differences
 in each seed) that excludes zero, which three seeds reach only for differences far above their
-spread; with one seed there is no verdict. No correction is made for the number of comparisons.
+spread; with one seed there is no verdict. "No difference found" needs an interval within 5 points
+of zero. No correction is made for the number of comparisons. "Few labels" is the miniature with 80
+of its 500 labels (`run_table.py --few-labels`), where a task with all of them is too easy to tell.
+Below the tables: how well hidden tokens of real videos are recovered by copying a neighbour.
 """
 
 
-def collect(root: Path, results: Path) -> list[Path]:
+def collect(root: Path, results: Path, note: str = "") -> list[Path]:
     """Copies the runs of all tables below ``root``, their numbers read again from the run folders.
 
     Args:
         root: output folder of ``run_table.py``.
         results: receives ``<size>_table_NN_runs.csv``, ``_speed.csv`` and the plots.
+        note: on how the runs were made, kept with each; without one, a note that was given before
+            for the same run stays.
 
     Returns:
         The files of runs that were written.
@@ -50,6 +56,8 @@ def collect(root: Path, results: Path) -> list[Path]:
         if not source.is_file():
             continue
         lines = [_measured_again(root, line) for line in read_csv(source)]
+        before = {_run_of(line): line.get("note", "") for line in read_csv(results / source.name)}
+        lines = [{**line, "note": note or before.get(_run_of(line), "")} for line in lines]
         speed = read_csv(root / "tables" / f"{table.name}_speed.csv")
         if speed:
             write_csv(results / f"{table.name}_speed.csv", SPEED_FIELDS, speed)
@@ -70,7 +78,8 @@ def report(results: Path) -> str:
         f"`python projects/vimpac/run_table.py {ratios.number}`.\n\n"
         f"{computed_markdown(compute(ratios))}"
     )
-    body = [_HEAD, _overview(results, findings), *filter(None, sections), counted]
+    copies = [copies_section(path) for path in sorted(results.glob("copy_paste_*.csv"))]
+    body = [_HEAD, _overview(results, findings), *filter(None, sections), counted, *copies]
     return "\n".join(body)
 
 
@@ -78,7 +87,7 @@ def command_of(table: Table, lines: Sequence[Line]) -> str:
     """The command that gives these lines."""
     seeds = sorted({line["seed"] for line in lines})
     words = ["python projects/vimpac/run_table.py", str(table.number)]
-    words += ["--full"] if table.size == "full" else []
+    words += table.flags
     words += ["--seeds", *map(str, seeds)]
     settings = sorted({str(line["settings"]) for line in lines if line.get("settings")})
     return " ".join([*words, *(["--set", *settings] if settings else [])])
@@ -97,6 +106,10 @@ def _measured_again(root: Path, line: Line) -> Line:
     return {**line, **measure(root, stages)}
 
 
+def _run_of(line: Line) -> tuple[Any, ...]:
+    return line["row"], line["seed"], line.get("stages", "")
+
+
 def load_results(table: Table, results: Path) -> list[RowResult]:
     """What the files say of a table's rows."""
     lines = read_csv(results / f"{table.name}_runs.csv")
@@ -104,22 +117,32 @@ def load_results(table: Table, results: Path) -> list[RowResult]:
 
 
 def _overview(results: Path, findings: Sequence[Finding]) -> str:
-    lines = ["## Findings in miniature\n", "| table | finding | here |", "| --- | --- | --- |"]
+    """Each finding with its verdict in every size that was run; the miniature always."""
+    sizes = [
+        size for size in SIZES if size == "demo" or any(results.glob(f"{size}_table_*_runs.csv"))
+    ]
+    words = [load_table(findings[0].table, size).size_words for size in sizes]
+    lines = ["## Findings\n", f"| table | finding | {' | '.join(words)} |"]
+    lines.append(f"| --- | --- |{' --- |' * len(sizes)}")
     for finding in findings:
-        table = load_table(finding.table)
-        verdict = judge(finding, table, load_results(table, results))
-        lines.append(f"| {finding.table} | {_cell(finding.finding)} | **{verdict.word}** |")
-    return "\n".join(lines) + "\n"
+        tables = [load_table(finding.table, size) for size in sizes]
+        verdicts = [judge(finding, t, load_results(t, results)).word for t in tables]
+        cells = " | ".join(f"**{word}**" for word in verdicts)
+        lines.append(f"| {finding.table} | {_cell(finding.finding)} | {cells} |")
+    text = "\n".join(lines) + "\n"
+    for path in sorted(results.glob("copy_paste_*.csv")):
+        text += f"\n{copies_summary(read_copies(path), copies_name(path))}\n"
+    return text
 
 
 def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
     rows = load_results(table, results)
     lines = [line for row in rows for line in row.lines]
     speed = read_csv(results / f"{table.name}_speed.csv")
-    if not lines and not speed and table.size == "full":
+    if not lines and not speed and table.size != "demo":
         return ""
-    size = "miniature" if table.size == "demo" else "full size"
-    parts = [f"## Table {table.number}: {table.title} ({size})\n", _provenance(table, lines, speed)]
+    size = table.size_words
+    parts = [f"## Table {table.number}: {table.title} ({size})\n", provenance(table, lines, speed)]
     parts.append(markdown_table(table, rows))
     if (results / f"{table.name}.png").is_file():
         parts.append(f"![Table {table.number}, {size}](results/{table.name}.png)\n")
@@ -132,29 +155,48 @@ def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _provenance(table: Table, lines: Sequence[Line], speed: Sequence[dict[str, Any]]) -> str:
-    """Command, seeds, seconds and hardware."""
+def provenance(table: Table, lines: Sequence[Line], speed: Sequence[dict[str, Any]]) -> str:
+    """Command, seeds, seconds, hardware, and what else the machine did."""
     if not lines and not speed:
         return f"Not run. `python projects/vimpac/run_table.py {table.number}` would.\n"
-    words = []
+    words, notes = [], []
     if lines:
-        seconds = sum(line["seconds"] for line in lines if line.get("seconds"))
-        machines = sorted({line["hardware"] for line in lines if line.get("hardware")})
         videos = sorted({line["test_videos"] for line in lines if line.get("test_videos")})
         words += [
             f"`{command_of(table, lines)}`",
-            f"{seconds:.0f} s for all rows and seeds, a shared pre-training counted in each row",
+            _time_of(lines),
             f"test videos: {', '.join(map(str, videos)) or 'none yet'}",
-            f"on {'; '.join(machines) or 'nothing yet'}",
+            f"on {_machines(lines) or 'nothing yet'}",
         ]
+        notes = sorted({line["note"] for line in lines if line.get("note")})
     if speed:
-        machine = sorted({entry["hardware"] for entry in speed})
         rounds = len({entry["round"] for entry in speed})
         words.append(
             f"speed: median of {rounds} rounds, steps of {speed[0]['clips']} clips, "
-            f"on {'; '.join(machine)}"
+            f"on {_machines(speed)}"
         )
-    return "; ".join(words) + ".\n"
+    return " ".join(["; ".join(words) + ".", *notes]) + "\n"
+
+
+def _time_of(lines: Sequence[Line]) -> str:
+    """Seconds by the clock, of stages that rows share once, and of the processor if known."""
+    stages: dict[str, float] = {}
+    for line in lines:
+        stages |= json.loads(line["stage_seconds"]) if line.get("stage_seconds") else {}
+    text = f"{sum(stages.values()):.0f} s for {len(stages)} trainings and evaluations"
+    done = [line for line in lines if line.get("seconds")]
+    if done and all(line.get("cpu_seconds") for line in done):
+        text += ", {:.0f} % of it processor time".format(
+            100 * sum(line["cpu_seconds"] for line in done) / sum(line["seconds"] for line in done)
+        )
+    return text
+
+
+def _machines(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The hardware, and how loaded it was at most."""
+    machines = "; ".join(sorted({str(e["hardware"]) for e in entries if e.get("hardware")}))
+    loads = [float(entry["load"]) for entry in entries if entry.get("load")]
+    return machines + (f" (load average up to {max(loads):.1f})" if loads else "")
 
 
 def _cell(text: str) -> str:

@@ -4,11 +4,12 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,21 @@ class Runner:
             if is_done(stage):  # by another runner, while this one waited
                 return 0.0
             before = _seconds(stage.folder)
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), _cpu_seconds()
+            load = os.getloadavg()[0]
             try:
                 self._execute(stage)
             finally:
-                seconds = round(before + time.perf_counter() - started, 2)
-                _write_json(stage.folder / _SECONDS, {"seconds": seconds})
-            _write_json(stage.folder / RECORD, _record(stage, seconds))
+                spent = {
+                    "seconds": before["seconds"] + time.perf_counter() - started,
+                    "cpu_seconds": before["cpu_seconds"] + _cpu_seconds() - cpu_started,
+                    "load": max(before["load"], load, os.getloadavg()[0]),
+                }
+                spent = {name: round(value, 2) for name, value in spent.items()}
+                _write_json(stage.folder / _SECONDS, spent)
+            _write_json(stage.folder / RECORD, _record(stage, spent))
             (stage.folder / FAILURE).unlink(missing_ok=True)
-        return seconds
+        return spent["seconds"]
 
     def _execute(self, stage: Stage) -> None:
         log = stage.folder / LOG
@@ -204,15 +211,28 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def _record(stage: Stage, seconds: float) -> dict[str, Any]:
+def _record(stage: Stage, spent: Mapping[str, float]) -> dict[str, Any]:
+    """What is written of a finished stage.
+
+    "seconds" are by the clock, "cpu_seconds" of its processes; "load" is the larger one of the
+    machine's load averages (1 minute) at the start and at the end. More than the stage's threads
+    means that it shared the machine, so that "seconds" say more of that than of the stage.
+    """
     return {
         "name": stage.name,
-        "seconds": seconds,
+        **spent,
+        "cores": os.cpu_count(),
         "hardware": hardware(stage.device),
         "command": shown(stage.command),
         "needs": [needed.name for needed in stage.needs],
         "versions": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _version(package: str) -> str:
@@ -222,9 +242,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _seconds(folder: Path) -> float:
+def _seconds(folder: Path) -> dict[str, float]:
+    """What interrupted attempts took."""
     path = folder / _SECONDS
-    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else 0.0
+    spent = {"seconds": 0.0, "cpu_seconds": 0.0, "load": 0.0}
+    return {**spent, **json.loads(path.read_text())} if path.is_file() else spent
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

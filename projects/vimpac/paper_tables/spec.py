@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import yaml
 PROJECT = Path(__file__).resolve().parent.parent
 REPOSITORY = PROJECT.parent.parent
 TABLES = PROJECT / "tables"
-SIZES = ("demo", "full")
+FEW_LABELS = "few_labels"  # the miniature, fine-tuned on fewer labels: tables/_few_labels.yaml
+SIZES = ("demo", FEW_LABELS, "full")
+_DESCRIBED = ("demo", "full")  # sizes that the tables' files describe
 MEASURES = ("mask_accuracy", "contrast_loss", "top1", "parameters", "speed")
 KINDS = {  # kind -> keys that such a table has besides the common ones
-    "runs": ("base", "measures", "common", "rows", *SIZES),
+    "runs": ("base", "measures", "common", "rows", *_DESCRIBED),
     "induced_ratios": ("blocks", "grids"),
     "dataset_counts": ("datasets", "demo_datasets"),
 }
@@ -86,7 +88,7 @@ class Table:
         number: the paper's.
         title: what it is about.
         section: of the paper.
-        size: "demo" (miniature) or "full".
+        size: "demo" (miniature), "few_labels" (the same with fewer labels) or "full".
         kind: "runs" (trained), or computed: "induced_ratios", "dataset_counts".
         measures: of `MEASURES`.
         rows: in the paper's order.
@@ -101,6 +103,17 @@ class Table:
     measures: tuple[str, ...]
     rows: tuple[Row, ...]
     content: dict[str, Any]
+
+    @property
+    def size_words(self) -> str:
+        """The size for a heading."""
+        words = {"demo": "miniature", FEW_LABELS: "miniature, few labels", "full": "full size"}
+        return words[self.size]
+
+    @property
+    def flags(self) -> list[str]:
+        """What ``run_table.py`` needs to run this size."""
+        return {"demo": [], FEW_LABELS: ["--few-labels"], "full": ["--full"]}[self.size]
 
     @property
     def name(self) -> str:
@@ -162,14 +175,17 @@ def load_table(number: int, size: str = "demo", folder: Path = TABLES) -> Table:
     defaults: dict[str, Any] = {}
     if "base" in content:
         defaults = _read(path.with_name(content["base"]))
-        _check_keys(defaults, SIZES, f"{content['base']}")
+        _check_keys(defaults, _DESCRIBED, f"{content['base']}")
     kind = content.get("kind", "runs")
     if kind not in KINDS:
         raise TableError(f"{path.name}: kind {kind!r} is not one of {', '.join(KINDS)}")
     _check_keys(content, (*_TABLE_KEYS, *KINDS[kind]), path.name)
-    of_size = {**defaults.get(size, {}), **content.get(size, {})}
-    _check_keys(of_size, _SIZE_KEYS, f"{path.name}, {size}")
-    rows = [_row(path.name, content, of_size, size, row) for row in content.get("rows", ())]
+    described = "demo" if size == FEW_LABELS else size
+    of_size = {**defaults.get(described, {}), **content.get(described, {})}
+    _check_keys(of_size, _SIZE_KEYS, f"{path.name}, {described}")
+    rows = [_row(path.name, content, of_size, described, row) for row in content.get("rows", ())]
+    if size == FEW_LABELS:
+        rows = [_with_few_labels(row) for row in rows]
     measures = tuple(content.get("measures", ()))
     for measure in measures:
         _check_keys({measure: None}, MEASURES, f"{path.name}, measures")
@@ -200,7 +216,7 @@ def _row(
     file: str, table: Mapping[str, Any], of_size: Mapping[str, Any], size: str, row: dict[str, Any]
 ) -> Row:
     where = f"{file}, row {row.get('name')!r}"
-    _check_keys(row, (*_ROW_KEYS, *_LAYER_KEYS, *SIZES), where)
+    _check_keys(row, (*_ROW_KEYS, *_LAYER_KEYS, *_DESCRIBED), where)
     name, paper = row["name"], row.get("paper", {})
     if row.get("quoted"):
         return Row(name, name, paper, quoted=True)
@@ -228,6 +244,13 @@ def _row(
         targets=tuple(targets),
         **{name: own.get(name, False) for name in RATIOS},
     )
+
+
+def _with_few_labels(row: Row) -> Row:
+    changes = _read(TABLES / "_few_labels.yaml")
+    _check_keys({t.name: t for t in row.targets}, changes, f"_few_labels.yaml, row {row.name!r}")
+    targets = (replace(t, overrides=t.overrides | changes[t.name]) for t in row.targets)
+    return replace(row, targets=tuple(targets))
 
 
 def _merged(layers: list[Mapping[str, Any]], stage: str) -> Overrides:

@@ -1,5 +1,6 @@
 """Speed of the rows of a table on this machine: a timing function, no training and no data."""
 
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ def time_rows(
         steps: in a turn; their median counts.
 
     Yields:
-        "row", "round", "seconds" (of a step), "clips" (in a step) and "hardware".
+        "row", "round", "seconds" (of a step), "clips" (in a step), "load" (load average of the
+        machine) and "hardware".
 
     Raises:
         TableError: if there is no row to time, or less than two videos.
@@ -59,6 +61,7 @@ def time_rows(
                 "round": turn,
                 "seconds": float(f"{seconds:.4g}"),
                 "clips": 2 * videos,
+                "load": round(os.getloadavg()[0], 2),
                 "hardware": hardware(device.type),
             }
 

@@ -50,18 +50,32 @@ def read_clip(record: VideoRecord, view: SpatialView, cfg: CfgNode) -> Tensor:
     Raises:
         VideoDecodeError: if the video is missing or broken.
     """
+    return read_spread_clips(record, view, cfg, 1)[0]
+
+
+def read_spread_clips(
+    record: VideoRecord, view: SpatialView, cfg: CfgNode, num_clips: int
+) -> list[Tensor]:
+    """Clips spread over a video, each as of `read_clip`; those of a short video overlap.
+
+    Raises:
+        VideoDecodeError: if the video is missing or broken.
+    """
     sampler = ClipSampler(
         mode="uniform",
         num_views=1,
         num_frames=cfg.DATA.NUM_FRAMES,
         sampling_rate=cfg.DATA.SAMPLING_RATE,
+        num_temporal_views=num_clips,
         single_frame=cfg.DATA.SINGLE_FRAME,
     )
+    clips = []
     with open_record(record) as reader:
         video_frames = reader.num_frames_at(cfg.DATA.TARGET_FPS)
-        [(_, indices)] = sampler.clips(video_frames, item_generator(0, 0, 0))
-        images = view(reader.frames_at(cfg.DATA.TARGET_FPS, indices.tolist()))
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        for _, indices in sampler.clips(video_frames, item_generator(0, 0, 0)):
+            images = view(reader.frames_at(cfg.DATA.TARGET_FPS, indices.tolist()))
+            clips.append(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)
+    return clips
 
 
 def training_view(cfg: CfgNode) -> SpatialView:

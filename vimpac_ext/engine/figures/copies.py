@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def draw_copies(
             images = to_images(tokenizer.decode(tokens))
         rows = [Row("original", to_images(clip.frames)), Row("tokenizer's\nreconstruction", images)]
         for ratio in ratios:
-            for kind, masker in _maskers(ratio, tokens).items():
+            for kind, masker in copy_maskers(ratio, tokens).items():
                 generator = torch.Generator(tokens.device).manual_seed(seed)
-                masks = _usable(masker(tokens.expand(num_masks, *tokens.shape), generator))
+                masks = usable_masks(masker(tokens.expand(num_masks, *tokens.shape), generator))
                 trials.setdefault((kind, ratio), []).append(copy_shares(tokens, masks))
                 rows += _rows(clip, tokens, masks[0], f"{kind} {ratio:.0%}", tokenizer)
         blocks.append(Block(clip.name, loaded.cfg.DATA.NUM_FRAMES, tuple(rows)))
@@ -132,7 +133,35 @@ def copy_shares(tokens: Tensor, masks: Tensor) -> Tensor:
     return torch.tensor(shares, dtype=torch.float64)
 
 
-def _usable(masks: Tensor) -> Tensor:
+def picture_errors(picture: Tensor, original: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Squared errors in the hidden part: a picture's, and those of one colour, the original's mean.
+
+    Args:
+        picture: float (T, 3, H, W).
+        original: likewise.
+        mask: bool (T, h, w), True = hidden; h divides H, and w divides W.
+
+    Returns:
+        Two sums over the hidden pixels and colour channels.
+    """
+    height, width = (
+        size // cells for size, cells in zip(original.shape[2:], mask.shape[1:], strict=True)
+    )
+    where = mask.repeat_interleave(height, 1).repeat_interleave(width, 2)[:, None]
+    where = where.expand_as(original)
+    mean = original.mean((0, 2, 3), keepdim=True)
+    wrong, blank = (
+        (other - original)[where].double().square().sum().item() for other in (picture, mean)
+    )
+    return wrong, blank
+
+
+def relative_error(wrong: float, blank: float) -> float:
+    """0 = the same picture, 1 = no better than one colour; also 1 for any error of one colour."""
+    return wrong / blank if blank else float(wrong > 0)
+
+
+def usable_masks(masks: Tensor) -> Tensor:
     """Those that hide something, but not everything: with others there is nothing to copy."""
     hidden = masks.flatten(1)
     usable = masks[hidden.any(1) & ~hidden.all(1)]
@@ -144,20 +173,29 @@ def _usable(masks: Tensor) -> Tensor:
     return usable
 
 
-def _maskers(ratio: float, tokens: Tensor) -> dict[str, Any]:
-    grid = (tokens.shape[0], tokens.shape[1], tokens.shape[2])
+def copy_maskers(ratio: float, tokens: Tensor) -> dict[str, Any]:
+    """The two maskers that are compared, hiding about this share of a clip's tokens (T, h, w)."""
+    return _maskers_for(ratio, (tokens.shape[0], tokens.shape[1], tokens.shape[2]))
+
+
+@cache
+def _maskers_for(ratio: float, grid: tuple[int, int, int]) -> dict[str, Any]:
     return {"uniform": UniformMasker(ratio), "block": BlockMasker(ratio=ratio, grid=grid)}
 
 
 def _rows(clip: NamedClip, tokens: Tensor, mask: Tensor, label: str, tokenizer: Any) -> list[Row]:
     images = to_images(clip.frames)
+    with torch.inference_mode():
+        original = tokenizer.decode(tokens)
     rows = [Row(f"{label}\n({mask.float().mean():.0%} hidden)", grey_out(images, mask))]
     for spatial, name in ((True, "in space"), (False, "in space-time")):
         copied = nearest_visible(tokens, mask, spatial)
         right = (copied[mask] == tokens[mask]).float().mean().item()
         with torch.inference_mode():
-            decoded = to_images(tokenizer.decode(copied))
-        rows.append(Row(f"copy {name}\n({right:.0%} right)", decoded))
+            decoded = tokenizer.decode(copied)
+        error = relative_error(*picture_errors(decoded, original, mask))
+        label = f"copy {name}\n{right:.0%} right\n{error:.0%} error"
+        rows.append(Row(label, to_images(decoded)))
     return rows
 
 

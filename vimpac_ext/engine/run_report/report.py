@@ -9,7 +9,7 @@ from typing import Any
 
 from vimpac_ext.config import load_config
 from vimpac_ext.engine.run_report.run_folder import RunFolder, flat, read_runs, with_stages
-from vimpac_ext.engine.run_report.sections import curves_picture, run_sections
+from vimpac_ext.engine.run_report.sections import curves_pictures, run_sections
 from vimpac_ext.files import atomic_write
 from vimpac_ext.visualization import html
 
@@ -90,8 +90,7 @@ def _comparison(runs: Sequence[RunFolder]) -> Iterator[str]:
         [(name, *(_last(run, name) for run in runs)) for name in scalars],
     )
     if scalars:
-        series = {run.label: run.metrics.series for run in runs if run.metrics}
-        yield curves_picture(series, "metrics.jsonl of all runs")
+        yield from curves_pictures({run.label: run.metrics.series for run in runs if run.metrics})
     yield html.heading(3, "Configuration keys that differ")
     configs = [run.config or {} for run in runs]
     without = [run.label for run in runs if run.config is None]

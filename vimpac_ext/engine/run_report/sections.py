@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vimpac_ext.engine.run_report.run_folder import PICTURES, RunFolder, library_defaults
-from vimpac_ext.visualization import draw_curves, html
+from vimpac_ext.visualization import curve_names, draw_curves, html, line_styles
+from vimpac_ext.visualization.run_files import Series
 
 _ABSENT = "(not set)"
 _MEBIBYTE = 2**20
+_PANEL_DPI = 100
+_CONFUSION = "Confusion matrix of the test: a row for each true class, a column for each predicted"
 
 
 def run_sections(run: RunFolder, base: Mapping[str, Any] | None, base_name: str) -> Iterator[str]:
@@ -40,11 +43,30 @@ def config_differences(
     return [(key, str(own), str(their)) for key, own, their in pairs if own != their]
 
 
-def curves_picture(series: Mapping[str, Any], caption: str) -> str:
-    """Curves of runs as a picture inside the page."""
-    buffer = BytesIO()
-    draw_curves(series).savefig(buffer, format="png", dpi=100)
-    return html.image(buffer.getvalue(), "image/png", caption)
+def curves_pictures(runs: Mapping[str, Mapping[str, Series]]) -> Iterator[str]:
+    """Curves of runs as pictures inside the page, one for each scalar; `draw_curves` says of which.
+
+    Args:
+        runs: label of a run -> name of a scalar -> (update, value).
+    """
+    if len(runs) > 1:
+        styles = line_styles(len(runs))
+        yield html.legend((label, *style) for label, style in zip(runs, styles, strict=True))
+    pictures = []
+    for name in curve_names(runs):
+        buffer = BytesIO()
+        draw_curves(runs, [name], legend=False).savefig(buffer, format="png", dpi=_PANEL_DPI)
+        pictures.append((buffer.getvalue(), _curve_in_words(name, runs)))
+    yield html.panels(pictures)
+
+
+def _curve_in_words(name: str, runs: Mapping[str, Mapping[str, Series]]) -> str:
+    parts = []
+    for label, series in runs.items():
+        if name in series:
+            (first, start), (last, end) = series[name][0], series[name][-1]
+            parts.append(f"{label}: {start:.4g} at update {first}, {end:.4g} at update {last}")
+    return f"{name} over updates. {'; '.join(parts)}"
 
 
 def _test(run: RunFolder) -> Iterator[str]:
@@ -69,7 +91,7 @@ def _curves(run: RunFolder) -> Iterator[str]:
     if run.metrics is None or not run.metrics.series:
         yield html.paragraph("No curves: metrics.jsonl is missing or has no scalars.", missing=True)
         return
-    yield curves_picture({run.label: run.metrics.series}, f"metrics.jsonl of {run.label}")
+    yield from curves_pictures({run.label: run.metrics.series})
     rows = [
         (name, len(points), *points[-1], min(v for _, v in points), max(v for _, v in points))
         for name, points in (run.metrics.series | run.metrics.timings).items()
@@ -80,10 +102,14 @@ def _curves(run: RunFolder) -> Iterator[str]:
 def _pictures(run: RunFolder) -> Iterator[str]:
     yield html.heading(3, "Pictures")
     if not run.pictures:
-        yield html.paragraph("No pictures in the folder.", missing=True)
+        yield html.paragraph(
+            "No pictures in the folder; tools/visualize.py with --output in it makes some.",
+            missing=True,
+        )
     for path in run.pictures:
         name = str(path.relative_to(run.folder))
-        yield html.image(path.read_bytes(), PICTURES[path.suffix.lower()], name)
+        shows = _CONFUSION if name == "test/confusion.png" else ""
+        yield html.image(path.read_bytes(), PICTURES[path.suffix.lower()], name, shows)
 
 
 def _per_class(run: RunFolder) -> Iterator[str]:
@@ -125,17 +151,32 @@ def _config(run: RunFolder, base: Mapping[str, Any] | None, base_name: str) -> I
     if run.config is None:
         yield html.paragraph("There is no config.yaml: the run has not been trained.", missing=True)
         return
-    if base is not None:
-        differences = config_differences(run.config, base)
-        yield html.paragraph(f"{len(differences)} keys differ from {base_name}.")
-        if differences:
-            yield html.table(["key", "this run", Path(base_name).name], differences)
-    else:
+    if base is None:
         yield html.paragraph("Not compared with a configuration file: none was given (--base).")
-    differences = config_differences(run.config, library_defaults())
-    yield html.paragraph(f"{len(differences)} keys differ from the library's defaults.")
-    if differences:
-        yield html.table(["key", "this run", "default"], differences)
+    else:
+        yield from _differences(run.config, base, base_name, Path(base_name).name)
+    yield from _differences(run.config, library_defaults(), "the library's defaults", "default")
+
+
+def _differences(
+    config: Mapping[str, Any], other: Mapping[str, Any], name: str, column: str
+) -> Iterator[str]:
+    """Keys that differ; those that a run of an older version could not have stand apart."""
+    defaults = library_defaults()
+    newer = [
+        key
+        for key in sorted(defaults.keys() - config.keys())
+        if other.get(key, _ABSENT) == defaults[key]
+    ]
+    rows = [row for row in config_differences(config, other) if row[0] not in newer]
+    yield html.paragraph(f"{len(rows)} keys differ from {name}.")
+    if rows:
+        yield html.table(["key", "this run", column], rows)
+    if newer:
+        yield html.paragraph(
+            f"{len(newer)} more keys have their defaults there and are not in the run's "
+            f"config.yaml, which an earlier version wrote: {', '.join(newer)}."
+        )
 
 
 def _checkpoints(run: RunFolder) -> Iterator[str]:
