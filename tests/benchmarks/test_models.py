@@ -156,6 +156,7 @@ def test_a_document_gets_its_table(tmp_path):
         replace_block(path, "demo", "new")
 
 
+@pytest.mark.slow
 def test_the_tool_measures_all_that_can_be_measured(tmp_path, capsys, monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
     tool = importlib.util.module_from_spec(spec)

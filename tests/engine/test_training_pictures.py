@@ -136,7 +136,7 @@ def test_what_cannot_be_drawn_is_refused_before_the_run(project, monkeypatch):
     with pytest.raises(ConfigError, match=f"{PERIOD}.* 0 without TENSORBOARD"):
         load(project, PERIOD, "1", "TENSORBOARD", "False")
     with pytest.raises(ConfigError, match="set TOKENIZER.NAME"):
-        run(load(project, PERIOD, "1", "TOKENIZER", "{NAME: ''}"))
+        run(load(project, PERIOD, "1", "TOKENIZER.NAME", ""))
     more = ["TRAIN.CHECKPOINT_FILE_PATH", "", "TEST.ENABLE", "False"]
     finetune = load(project.parent / "finetune.yaml", PERIOD, "1", *more)
     with pytest.raises(ConfigError, match="hides none"):
