@@ -128,7 +128,7 @@ def test_configs_stores_and_weights_may_be_remote(project, tmp_path, storage):
     (storage / "configs/more").mkdir(parents=True)
     shutil.copy(project / "finetune.yaml", storage / "configs/base.yaml")
     changed = {
-        "_BASE_": "../base.yaml",
+        "_BASE_": ["../base.yaml"],
         "OUTPUT_DIR": str(tmp_path / "again"),
         "TRAIN": {
             "TOKEN_STORE": "fake://stores/train",

@@ -56,9 +56,11 @@ def _copy_config(source: str, above: tuple[str, ...]) -> Path:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         return path  # whoever loads it says what is wrong
-    base = tree.get("_BASE_") if isinstance(tree, dict) else None
-    if isinstance(base, str):
-        scheme, _, place = source.partition("://")
+    bases = tree.get("_BASE_") if isinstance(tree, dict) else None
+    scheme, _, place = source.partition("://")
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            continue  # none, or nothing that can be loaded
         where = posixpath.normpath(posixpath.join(posixpath.dirname(place), base))
         _copy_config(f"{scheme}://{where}", (*above, source))
     return path
