@@ -43,6 +43,38 @@ def test_normalises_as_the_image_model_was_trained():
     assert half.std.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
 
 
+@pytest.mark.parametrize("model", ["resnet10t", VIT])
+def test_features_of_frames_stand_at_their_frame_and_place(model):
+    """Changing the bottom left of the last frame changes its features there the most."""
+    backbone = TimmFrames((3, 64, 64), model, options={"depth": 1} if model == VIT else None)
+    rich(backbone)
+    clip = torch.rand(1, 3, 3, 64, 64)
+    changed = clip.clone()
+    changed[:, :, 2, 32:, :32] += 1.0
+    with torch.no_grad():
+        features = backbone(clip)["features"]
+        change = (backbone(changed)["features"] - features).norm(dim=-1)[0]
+    assert features.shape == (1, 3, *change.shape[1:], backbone.embed_dim)
+    assert torch.equal(change[:2], torch.zeros_like(change[:2]))
+    rows, columns = change.shape[1] // 2, change.shape[2] // 2
+    inside = change[2, rows:, :columns].mean()
+    assert inside > change[2, :rows, columns:].mean()
+
+
+def test_features_of_frames_are_the_image_models():
+    """A frame's own map, and none where the image model goes on to another width."""
+    backbone = rich(TimmFrames(SIZE, "resnet10t"))
+    clip = torch.rand(2, 3, *SIZE)
+    with torch.no_grad():
+        outputs = backbone(clip)
+        # The average over places and frames is what the model classifies from.
+        torch.testing.assert_close(outputs["features"].mean(dim=(1, 2, 3)), outputs["cls"])
+        frame = backbone.model.forward_features(frames_of(backbone, clip)[1])
+        torch.testing.assert_close(outputs["features"][:, 1], frame.permute(0, 2, 3, 1))
+        other = TimmFrames((1, 64, 64), "mobilenetv3_small_050").eval()
+        assert other(torch.rand(1, 3, 1, 64, 64)).keys() == {"cls"}
+
+
 def test_only_attention_pooling_sees_the_order_of_frames():
     clip = torch.rand(1, 3, *SIZE)
     with torch.no_grad():
@@ -171,6 +203,21 @@ def test_timesformer_has_its_published_size():
     """TimeSformer-B (arXiv 2102.05095, Table 3): 121.4 M parameters with 400 classes."""
     backbone = TimmSpaceTime((8, 224, 224), "vit_base_patch16_224")
     assert (parameter_count(backbone) + 400 * 769) / 1e6 == pytest.approx(121.4, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("model", "millions", "billions"),
+    [  # of one image, with 1000 classes: torchvision's tables of its weights
+        ("resnet50", 25.557, 4.089),
+        pytest.param("vit_base_patch16_224", 86.568, 17.564, marks=pytest.mark.slow),
+    ],
+)
+def test_a_frame_costs_what_is_published_of_an_image(model, millions, billions):
+    backbone = TimmFrames((2, 224, 224), model)
+    classifier = 1000 * (backbone.embed_dim + 1)
+    assert (parameter_count(backbone) + classifier) / 1e6 == pytest.approx(millions, abs=0.001)
+    cost = multiply_adds(backbone, torch.zeros(1, 3, 2, 224, 224))
+    assert cost / 1e9 == pytest.approx(2 * billions, rel=0.01)
 
 
 @pytest.mark.slow

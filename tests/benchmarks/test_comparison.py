@@ -1,12 +1,15 @@
 """The comparison on the demo's videos: one protocol, resumable, and a table of its own rows."""
 
+import argparse
 import json
 import re
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
+from vimpac_ext.backbones import TimmSpaceTime
 from vimpac_ext.benchmarks import comparison
 from vimpac_ext.benchmarks.comparison import (
     PRETRAIN,
@@ -24,6 +27,7 @@ from vimpac_ext.benchmarks.comparison_report import (
     table_of,
     write_comparison,
 )
+from vimpac_ext.benchmarks.models_command import add_demo
 from vimpac_ext.benchmarks.rates import rates_table, try_rates, write_rates
 from vimpac_ext.benchmarks.tables import read_csv
 from vimpac_ext.data.synthetic import make_demo_data
@@ -48,11 +52,54 @@ def test_the_shipped_configs_train_and_test_on_the_same_clips():
         assert cfg.TRAIN.BATCH_SIZE == first.TRAIN.BATCH_SIZE
 
 
-def test_only_the_model_differs_between_the_vision_transformers():
+def test_only_attention_over_time_differs_between_the_vision_transformers():
     frames, space_time = (prepare(CONFIGS / f"{n}.yaml").cfg for n in ("frames", "space_time"))
-    # Frame by frame the patches' mean is read: that learns faster here than [CLS].
-    assert frames.BACKBONE.options == {**space_time.BACKBONE.options, "global_pool": "avg"}
-    assert frames.SOLVER == space_time.SOLVER
+    assert frames.keys() == space_time.keys()
+    different = [key for key in frames if frames[key] != space_time[key]]
+    assert sorted(different) == ["BACKBONE", "OUTPUT_DIR"]
+    first, second = build_task(frames).eval(), build_task(space_time).eval()
+    first_shapes, second_shapes = (
+        {name: p.shape for name, p in task.named_parameters()} for task in (first, second)
+    )
+    assert second_shapes == {**first_shapes, "backbone.time_position": (1, 5, 1, 128)}
+    # Where there is no time to attend to, the same weights give the same features.
+    section = {key: value for key, value in space_time.BACKBONE.items() if key != "NAME"}
+    one_frame = TimmSpaceTime((1, 32, 32), **section).eval()
+    state = first.backbone.state_dict()
+    assert one_frame.load_state_dict(state, strict=False).missing_keys == ["time_position"]
+    clip = torch.rand(2, 3, 1, 32, 32)
+    with torch.no_grad():
+        expected = first.backbone(clip)["features"]
+        torch.testing.assert_close(one_frame(clip)["features"], expected)
+
+
+def test_transformers_of_the_comparison_have_one_head():
+    names = ("vimpac", "vimpac_scratch", "frames", "space_time")
+    heads = [prepare(CONFIGS / f"{name}.yaml").cfg.HEADS for name in names]
+    assert all(head == heads[0] for head in heads)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--docs", "nowhere.md"], "there is no document nowhere.md"),
+        (["--docs", "empty.md"], "empty.md must have one place between '<!-- demo -->'"),
+        (["--docs", "empty.md", "--rates", "1e-3"], "between '<!-- rates -->'"),
+        (["--seeds", "0", "1", "0"], "--seeds has a value twice: 0 1 0"),
+        (["--seeds", "-1"], "seeds must be at least 0"),
+        (["--rates", "0"], "learning rates (--rates) must be above 0"),
+        (["--rates", "1e-3", "--rates_seed", "0"], "--rates_seed 0 is one of --seeds"),
+    ],
+)
+def test_mistakes_are_told_before_hours_of_work(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.md").touch()
+    parser = argparse.ArgumentParser()
+    add_demo(parser.add_subparsers())
+    arguments = parser.parse_args(["demo", "--output", "out", *words])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        arguments.run(arguments)
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("name", TITLES)

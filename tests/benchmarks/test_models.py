@@ -1,5 +1,6 @@
 """Model benchmark: numbers that can be checked by hand, and its tables."""
 
+import argparse
 import importlib.util
 import json
 import re
@@ -13,6 +14,7 @@ import yaml
 from vimpac_ext.benchmarks import models
 from vimpac_ext.benchmarks.memory import PeakMemory
 from vimpac_ext.benchmarks.models import MeasureOptions, ModelCost, measure_model
+from vimpac_ext.benchmarks.models_command import add_models
 from vimpac_ext.benchmarks.models_report import accuracies_of, write_models
 from vimpac_ext.benchmarks.tables import read_csv, replace_block
 
@@ -154,6 +156,24 @@ def test_a_document_gets_its_table(tmp_path):
     assert path.read_text() == "top\n<!-- models -->\n\\1 new\n<!-- end of models -->\nrest\n"
     with pytest.raises(ValueError, match=r"doc\.md must have one place between '<!-- demo -->'"):
         replace_block(path, "demo", "new")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--docs", "nowhere.md"], "there is no document nowhere.md"),
+        (["--batch_size", "0"], "--batch_size at least 1"),
+        (["--seconds", "-1"], "--seconds must be at least 0"),
+    ],
+)
+def test_mistakes_are_told_before_measuring(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    add_models(parser.add_subparsers())
+    arguments = parser.parse_args(["models", "a.yaml", *words])
+    with pytest.raises(ValueError, match=re.escape(message)):
+        arguments.run(arguments)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

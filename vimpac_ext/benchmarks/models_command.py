@@ -36,17 +36,34 @@ def add_models(subcommands: Any) -> None:
 def add_demo(subcommands: Any) -> None:
     """Adds ``demo``."""
     parser = subcommands.add_parser(
-        "demo", help="train and test five models on the demo's videos under one protocol"
+        "demo",
+        help="train and test five models on the demo's videos under one protocol",
+        description="Makes the demo's videos, extracts tokens, pre-trains VIMPAC, trains and tests "
+        "the models of configs/benchmark/demo on the CPU, and writes comparison.md, .csv and .png. "
+        "Stages that are done are not done again.",
     )
-    parser.add_argument("--output", type=Path, default=Path("output/benchmark_demo"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/benchmark_demo"),
+        help="folder of all runs and of the table (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="a table row has their mean; each has its own videos and weights (default: 0)",
+    )
     parser.add_argument(
         "--rates",
         type=float,
         nargs="+",
         help="instead, try these learning rates for every model, on the videos of --rates_seed",
     )
-    parser.add_argument("--rates_seed", type=int, default=100, help="default: 100")
+    parser.add_argument(
+        "--rates_seed", type=int, default=100, help="not one of --seeds (default: 100)"
+    )
     parser.add_argument("--docs", type=Path, metavar="MD", help="also put the table into this file")
     parser.set_defaults(run=run_demo)
 
@@ -58,8 +75,12 @@ def run_models(arguments: argparse.Namespace) -> int:
     from vimpac_ext.benchmarks.models import MeasureOptions, measure_models, names_of
     from vimpac_ext.benchmarks.models_report import accuracies_of, models_markdown, write_models
     from vimpac_ext.benchmarks.result import machine
-    from vimpac_ext.benchmarks.tables import replace_block
+    from vimpac_ext.benchmarks.tables import replace_block, require_block
 
+    if arguments.seconds < 0 or (arguments.batch_size is not None and arguments.batch_size < 1):
+        raise ValueError("--seconds must be at least 0, --batch_size at least 1")
+    if arguments.docs:
+        require_block(arguments.docs, "models")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = MeasureOptions(
         device=device,
@@ -74,6 +95,10 @@ def run_models(arguments: argparse.Namespace) -> int:
     where = machine()
     words = ["python", "tools/benchmark.py", "models", *map(str, arguments.configs)]
     words += ["--batch_size", str(options.batch_size), "--seconds", f"{options.seconds:g}"]
+    words += ["--device", device]
+    words += ["--precision", options.precision] if options.precision else []
+    words += ["--accuracy", str(arguments.accuracy)] if arguments.accuracy else []
+    words += [word for module in options.plugins for word in ("--plugin", module)]
     words += ["--opts", *options.overrides] if options.overrides else []
     heading = (
         f"`{shlex.join(words)}`\n\n"
@@ -87,7 +112,8 @@ def run_models(arguments: argparse.Namespace) -> int:
         costs.append(cost)
         write_models(arguments.output, costs, heading)  # whatever comes next, these are there
         print(f"{cost.name}: {cost.error or 'measured'}", flush=True)
-    print(f"\n{models_markdown(costs)}\nwrote {arguments.output}/models.md, .csv and .png")
+    picture_too = "" if all(cost.error for cost in costs) else " and .png"
+    print(f"\n{models_markdown(costs)}\nwrote {arguments.output}/models.md, .csv{picture_too}")
     if arguments.docs:
         stem = f"{arguments.docs.stem}_models"
         picture = f"![The models of the table]({stem}.png)"
@@ -101,8 +127,12 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Trains and tests what is not done, then writes and prints the table."""
     from vimpac_ext.benchmarks.comparison import compare
     from vimpac_ext.benchmarks.comparison_report import publish, table_of, write_comparison
+    from vimpac_ext.benchmarks.tables import require_block
     from vimpac_ext.command_line import start_logging
 
+    _require_demo_arguments(arguments)
+    if arguments.docs:
+        require_block(arguments.docs, "rates" if arguments.rates else "demo")
     start_logging(arguments.output)
     if arguments.rates:
         from vimpac_ext.benchmarks.rates import rates_table, try_rates, write_rates
@@ -117,3 +147,20 @@ def run_demo(arguments: argparse.Namespace) -> int:
     if arguments.docs:
         publish(arguments.docs, rows)
     return 0
+
+
+def _require_demo_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for what would be found out after hours, or never."""
+    for name in ("seeds", "rates"):
+        values = getattr(arguments, name) or []
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} has a value twice: {' '.join(f'{v:g}' for v in values)}")
+    if any(seed < 0 for seed in (*arguments.seeds, arguments.rates_seed)):
+        raise ValueError("seeds must be at least 0")
+    if any(not rate > 0 for rate in arguments.rates or ()):
+        raise ValueError("learning rates (--rates) must be above 0")
+    if arguments.rates and arguments.rates_seed in arguments.seeds:
+        raise ValueError(
+            f"--rates_seed {arguments.rates_seed} is one of --seeds: rates are tried on "
+            "videos that no result is tested on"
+        )

@@ -44,13 +44,25 @@ def replace_block(path: Path, name: str, text: str) -> None:
     Raises:
         ValueError: the document has not exactly one such place.
     """
-    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    require_block(path, name)
+    block = f"<!-- {name} -->\n{text.strip()}\n<!-- end of {name} -->"
     content = path.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if len(pattern.findall(content)) != 1:
-        raise ValueError(f"{path} must have one place between {begin.strip()!r} and {end!r}")
     with atomic_write(path) as file:
-        file.write(pattern.sub(lambda _: f"{begin}{text.strip()}\n{end}", content))
+        file.write(_block(name).sub(lambda _: block, content))
+
+
+def require_block(path: Path, name: str) -> None:
+    """Raises ValueError unless a document has exactly one place for `replace_block`."""
+    if not path.is_file():
+        raise ValueError(f"there is no document {path} to put the table into")
+    if len(_block(name).findall(path.read_text(encoding="utf-8"))) != 1:
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        raise ValueError(f"{path} must have one place between {begin!r} and {end!r}")
+
+
+def _block(name: str) -> re.Pattern:
+    begin, end = re.escape(f"<!-- {name} -->\n"), re.escape(f"<!-- end of {name} -->")
+    return re.compile(f"{begin}.*?{end}", re.DOTALL)
 
 
 @dataclass(frozen=True)

@@ -84,13 +84,34 @@ class TimmFrames(PixelBackbone):
             clip: float (B, 3, T, H, W) in [0, 1].
 
         Returns:
-            "cls" (B, D).
+            "cls" (B, D), and where the image model ends in a map of width D (vision transformers,
+            most CNNs) "features" (B, T, h, w, D), each frame's before the pooling.
         """
         frames = self.normalized(clip).transpose(1, 2)  # (B, T, 3, H, W)
         network = self.model
         features = network.forward_features(frames.flatten(0, 1))
         vectors = network.forward_head(features, pre_logits=True).unflatten(0, frames.shape[:2])
-        return {"cls": vectors.mean(dim=1) if self.pool is None else self.pool(vectors)}
+        outputs = {"cls": vectors.mean(dim=1) if self.pool is None else self.pool(vectors)}
+        places = self._places(features)
+        if places is not None and places.shape[-1] == self.embed_dim:
+            outputs["features"] = places.unflatten(0, frames.shape[:2])
+        return outputs
+
+    def _places(self, features: Tensor) -> Tensor | None:
+        """An image model's features as (N, h, w, D), or None if they lie on no grid."""
+        network = self.model
+        if features.ndim == 4:
+            return features if _channels_last(network) else features.movedim(1, -1)
+        grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+        prefix = getattr(network, "num_prefix_tokens", 0)  # [CLS] and registers
+        if features.ndim != 3 or not grid or features.shape[1] != prefix + grid[0] * grid[1]:
+            return None
+        return features[:, prefix:].unflatten(1, tuple(grid))
+
+
+def _channels_last(network: nn.Module) -> bool:
+    """Whether its feature maps are (N, H, W, C), as timm's Swin models say of themselves."""
+    return getattr(network, "output_fmt", None) == "NHWC"
 
 
 class _LateAttention(nn.Module):
