@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from itertools import islice
 
 import pytest
@@ -36,3 +39,48 @@ def test_a_later_start_gives_what_an_unbroken_run_would_have_had(first_update):
 def test_fewer_videos_than_a_batch_is_an_error():
     with pytest.raises(ValueError, match=r"BATCH_SIZE is 4 but there are only 3"):
         sampler(num_items=3)
+
+
+FAILS = """
+import os, signal, sys
+import torch
+from vimpac_ext.data.loaders import {loader}
+
+class Clips(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1000
+    def __getitem__(self, key):
+        return {{"clips": torch.zeros(1), "worker": os.getpid()}}
+
+held = []  # as a traceback or a notebook may
+
+def main():
+    arguments = [[[i] for i in range(1000)]] if "train" in "{loader}" else [1]
+    batches = iter({loader}(Clips(), *arguments, num_workers=2, pin_memory=False))
+    held.append(batches)
+    workers = {{int(next(batches)["worker"]) for _ in range(2)}}
+    for worker in workers:  # as a scheduler does, which signals every process
+        os.system(f"kill -TERM {{worker}} && kill -INT {{worker}}")
+    later = {{int(next(batches)["worker"]) for _ in range(40)}}
+    assert workers == later and len(workers) == 2
+    raise ValueError("loss is NaN")
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {{error}}")
+"""
+
+
+@pytest.mark.parametrize("loader", ["train_loader", "evaluation_loader"])
+def test_a_run_that_fails_ends_although_workers_ignore_signals(loader):
+    """Something may hold the loader to the end, so that it is not shut down in order."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS.format(loader=loader)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert (done.returncode, done.stderr) == (1, "error: loss is NaN\n")

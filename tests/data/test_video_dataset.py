@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from vimpac_ext.data import StoreMeta, TokenClips, TokenStore, TokenStoreWriter
 from vimpac_ext.data.decode import VideoDecodeError, VideoReader
 from vimpac_ext.data.spatial_views import SpatialView
 from vimpac_ext.data.synthetic import encode_webm
@@ -104,6 +105,23 @@ def test_batches_do_not_depend_on_workers(records):
     for a, b in zip(alone, together, strict=True):
         assert all((a[key] == b[key]).all() for key in a)
     assert not (alone[0]["clips"] == alone[1]["clips"]).all()
+
+
+@pytest.mark.parametrize("mode", ["random", "pair", "uniform"])
+def test_samples_have_the_keys_and_axes_of_token_clips(records, mode, tmp_path):
+    """A task may be given either; only what a frame is differs."""
+    with TokenStoreWriter(tmp_path, StoreMeta("A", "A:1", 9, 8, 8, ("v",), (2, 2))) as writer:
+        for record, length in zip(records, LENGTHS, strict=True):
+            writer.add(record.video_id, {"v": np.zeros((length, 2, 2), np.int64)})
+    tokens = TokenClips(TokenStore(tmp_path), records, ["v"], 4, 2, mode, num_temporal_views=3)
+    frames = FrameClips(records, VIEWS[:1], 4, 8, 2, mode, num_temporal_views=3)
+    assert len(tokens) == len(frames) == 2
+    for ours, theirs in zip(*(DataLoader(clips, 2) for clips in (frames, tokens)), strict=True):
+        assert ours.keys() == theirs.keys() == {"clips", "label", "video_index"}
+        for key in ("label", "video_index"):
+            assert torch.equal(ours[key], theirs[key])
+        assert ours["clips"].shape[:2] == theirs["clips"].shape[:2]  # videos, clips
+        assert ours["clips"].shape[3] == theirs["clips"].shape[2] == 4  # frames
 
 
 def test_bad_videos_raise(records, tmp_path):

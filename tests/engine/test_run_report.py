@@ -168,6 +168,24 @@ def test_bad_videos_of_the_test_and_of_the_stores(trained, tmp_path):
     assert any(t.startswith("TEST.TOKEN_STORE") and "0 bad" in t for t in page.paragraphs)
 
 
+def test_bad_videos_of_the_training(trained, tmp_path):
+    """Each once, however often it was met; without the list the page does not say "none"."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "finetune", folder)
+    page, _ = report(tmp_path, folder)
+    assert any(t.startswith("Training: there is no bad_videos.jsonl") for t in page.paragraphs)
+    entries = [BadVideo("a/1", "a/1.mp4", "<i>empty</i>"), BadVideo("b", "b.avi", "cut off")]
+    for entry in (*entries, entries[0]):
+        append_bad_video(folder / "bad_videos.jsonl", entry)
+    page, text = report(tmp_path, folder)
+    assert "Training: 2 videos were left out of batches." in page.paragraphs
+    assert page.table("video_id", "path", "reason") == [list(entry) for entry in entries]
+    assert "<i>" not in text
+    (folder / "bad_videos.jsonl").write_text("[1]\n")
+    with pytest.raises(RunFileError, match=r"run/bad_videos\.jsonl is not a list of bad videos"):
+        report(tmp_path, folder)
+
+
 def test_everything_is_escaped(trained, tmp_path):
     evil = "<script>alert('&\"')</script>"
     folder = tmp_path / 'a"<i>run'

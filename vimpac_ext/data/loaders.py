@@ -1,7 +1,10 @@
 """Batches: one stream over all epochs that can start at any update."""
 
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,7 +182,19 @@ class _CollateDecoded:
 def _leave_signals_to_the_main_process(worker: int) -> None:
     """A scheduler and Ctrl-C signal all processes; the main one still needs batches to stop well.
 
-    Workers end with the main process in any case.
+    SIGTERM from the main process itself ends the worker: when that stops with an error, it sends it
+    and then waits, for ever if its workers did not listen.
     """
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
+    # Blocked, it waits for the thread, which also learns who sent it; threads to come inherit this.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
+
+
+def _end_when_the_main_process_says_so() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
+        pass
+    os._exit(0)

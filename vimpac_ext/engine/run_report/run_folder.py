@@ -39,6 +39,8 @@ class RunFolder:
         per_class: ``test/per_class.csv``.
         undecoded: rows of ``test/predictions.csv`` of videos that were not decoded; None without
             that file.
+        left_out: videos that ``bad_videos.jsonl`` lists: a training on video files left them out;
+            None without that file.
         bad_videos: "TRAIN" and "TEST" -> videos that its token store lists as bad; a phase is
             absent if its store is not there.
         checkpoints: files below ``checkpoints/``.
@@ -53,6 +55,7 @@ class RunFolder:
     result: dict[str, Any] | None
     per_class: Table | None
     undecoded: Table | None
+    left_out: list[BadVideo] | None
     bad_videos: dict[str, list[BadVideo]]
     checkpoints: list[Path]
     pictures: list[Path]
@@ -96,6 +99,7 @@ def _read(label: str, folder: Path) -> RunFolder:
         result=read_result(folder),
         per_class=read_table(folder / "test" / "per_class.csv"),
         undecoded=_undecoded(folder / "test" / "predictions.csv"),
+        left_out=_listed(folder / "bad_videos.jsonl"),
         bad_videos=_bad_videos(config or {}),
         checkpoints=sorted(
             # Those of an unfinished atomic write begin with a dot.
@@ -155,15 +159,20 @@ def _bad_videos(config: Mapping[str, Any]) -> dict[str, list[BadVideo]]:
         store = config.get(f"{phase}.TOKEN_STORE")
         if not store or not (Path(store) / "meta.json").is_file():
             continue
-        entries: dict[str, BadVideo] = {}
-        # A store that several machines write has one list each.
-        for path in sorted(Path(store).glob("bad_videos*.jsonl")):
-            try:
-                entries |= read_bad_videos(path)
-            except (ValueError, TypeError) as error:
-                raise RunFileError(f"{path} is not a list of bad videos: {error}") from error
+        # A store that several machines write has one list each, and may list a video in two.
+        lists = map(_listed, sorted(Path(store).glob("bad_videos*.jsonl")))
+        entries = {bad.video_id: bad for listed in lists for bad in listed or ()}
         found[phase] = list(entries.values())
     return found
+
+
+def _listed(path: Path) -> list[BadVideo] | None:
+    if not path.is_file():
+        return None
+    try:
+        return list(read_bad_videos(path).values())
+    except (ValueError, TypeError) as error:
+        raise RunFileError(f"{path} is not a list of bad videos: {error}") from error
 
 
 def _versions(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -1,11 +1,12 @@
 """The sections of a report on one run; each says so where the run has nothing for it."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from vimpac_ext.data.bad_videos import BadVideo
 from vimpac_ext.engine.run_report.run_folder import PICTURES, RunFolder, library_defaults
 from vimpac_ext.visualization import curve_names, draw_curves, html, line_styles
 from vimpac_ext.visualization.run_files import Series
@@ -122,6 +123,14 @@ def _per_class(run: RunFolder) -> Iterator[str]:
 
 def _bad_videos(run: RunFolder) -> Iterator[str]:
     yield html.heading(3, "Bad videos")
+    if run.left_out is None:
+        yield html.paragraph(
+            "Training: there is no bad_videos.jsonl, which a training on video files writes when "
+            "it leaves videos out."
+        )
+    else:
+        yield html.paragraph(f"Training: {len(run.left_out)} videos were left out of batches.")
+        yield from _bad_table(run.left_out)
     if run.undecoded is None:
         yield html.paragraph("Test: there is no test/predictions.csv.", missing=True)
     elif not run.undecoded[1]:
@@ -142,8 +151,12 @@ def _bad_videos(run: RunFolder) -> Iterator[str]:
             continue
         bad = run.bad_videos[phase]
         yield html.paragraph(f"{phase}.TOKEN_STORE ({store}): {len(bad)} bad videos.")
-        if bad:
-            yield html.table(bad[0]._fields, bad)
+        yield from _bad_table(bad)
+
+
+def _bad_table(bad: Sequence[BadVideo]) -> Iterator[str]:
+    if bad:
+        yield html.table(BadVideo._fields, bad)
 
 
 def _config(run: RunFolder, base: Mapping[str, Any] | None, base_name: str) -> Iterator[str]:
