@@ -133,10 +133,7 @@ class Membership:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if error is None:
-                self.leave()
-            else:
-                self._end_with(error)
+            self.leave() if error is None else self._end_with(error)
         finally:
             if self._watch is not None:
                 self._watch.stop()
