@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from processes import free_port, run_processes
-from test_resume import BASE, lines, run_dying, weights
+from test_resume import lines, run_dying, weights
 from tiny_project import make_tiny_project
 
 from vimpac_ext.backbones import PytorchVideoBackbone
@@ -54,31 +54,28 @@ def start(config, overrides, size=1, victim=None, moment=None):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_is_the_eager_one(project, tmp_path, monkeypatch):
-    """In two processes, stopped and resumed in one; and with weights in parts."""
+@pytest.mark.parametrize(("parallel", "size"), [("ddp", 1), ("fsdp", 2)])
+def test_a_compiled_run_is_the_eager_one(project, tmp_path, monkeypatch, parallel, size):
+    """In two processes, stopped, and resumed in ``size``."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     config = project / "pretrain.yaml"
-    overrides = [*BASE, "BACKBONE.dropout", "0.0", "HEADS.contrast.norm", "ln"]
+    overrides = ["SOLVER.MAX_EPOCH", "2", "BACKBONE.dropout", "0.0", "HEADS.contrast.norm", "ln"]
     overrides += ["SOLVER.OPTIMIZING_METHOD", "sgd", "OUTPUT_DIR"]
     start(config, [*overrides, tmp_path / "eager"])
-    compiled = ["TRAIN.COMPILE", "True", "DIST_TIMEOUT", "900"]
-    broken = [*overrides, tmp_path / "broken", *compiled]
-    ended = start(config, broken, 2, 0, 5)
+    compiled = ["TRAIN.COMPILE", "True", "TRAIN.PARALLEL", parallel, "LOG_MODEL_INFO", "True"]
+    broken = [*overrides, tmp_path / "broken", *compiled, "DIST_TIMEOUT", "600"]
+    ended = start(config, broken, 2, 0, 3)
     assert [process.code for process in ended] == [75, 75], ended
-    (ended,) = start(config, broken)
-    assert ended.code == 0, ended
-    sharded = [*overrides, tmp_path / "fsdp", *compiled, "TRAIN.PARALLEL", "fsdp"]
-    ended = start(config, sharded, 2)
-    assert [process.code for process in ended] == [0, 0], ended
-    expected = lines(tmp_path / "eager")
-    for name in ("broken", "fsdp"):
-        found = lines(tmp_path / name)
-        assert len(found) == len(expected) == 12
-        for one, other in zip(found, expected, strict=True):
-            assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
-        assert weights(tmp_path / name).keys() == weights(tmp_path / "eager").keys()
-        for key, value in weights(tmp_path / "eager").items():
-            torch.testing.assert_close(weights(tmp_path / name)[key], value, rtol=0.01, atol=1e-4)
+    ended = start(config, broken, size)
+    assert [process.code for process in ended] == [0] * size, ended
+    expected, found = lines(tmp_path / "eager"), lines(tmp_path / "broken")
+    assert len(found) == len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    expected, found = weights(tmp_path / "eager"), weights(tmp_path / "broken")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0.01, atol=1e-4, msg=key)
 
 
 def with_gradients(module, x):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from processes import free_port, run_processes
 from tiny_project import make_tiny_project
 
-from vimpac_ext.engine.distributed import _Watch
+from vimpac_ext.engine.distributed import LostProcessError, Membership, _Watch
 from vimpac_ext.engine.launch import prepare, run
 from vimpac_ext.engine.placement import Placement
 from vimpac_ext.engine.processes import RunRequest, run_as
@@ -121,6 +121,17 @@ def test_no_thread_is_inside_the_store_when_the_process_ends():
         time.sleep(0.01)
     watch.stop()
     assert not store.is_busy
+    assert "watch" not in [thread.name for thread in threading.enumerate()]
+
+
+@pytest.mark.parametrize(("first", "end"), [(True, LostProcessError), (False, SystemExit)])
+def test_nor_when_it_ends_since_another_is_gone(monkeypatch, first, end):
+    membership = Membership(Placement(1, 2, 1, "127.0.0.1", 1, False, "torchrun"))
+    membership._watch = _Watch(SlowStore(), rank=1)
+    monkeypatch.setattr(membership._watch, "waits_for_failure", lambda: False)
+    monkeypatch.setattr(membership, "tell_of_failure", lambda: first)
+    with pytest.raises(end), membership:
+        raise torch.distributed.DistError("timed out")
     assert "watch" not in [thread.name for thread in threading.enumerate()]
 
 

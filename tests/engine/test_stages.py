@@ -139,6 +139,34 @@ def test_killed_in_any_stage_it_continues_bit_for_bit(project, chained, size):
     require_equals_chain(project, chained(size))
 
 
+def test_weights_in_parts_and_rates_of_layers_go_through_the_stages(project):
+    """Stopped in the second stage; each rate, moment and average is that of one process."""
+    words = ["SOLVER.LAYER_DECAY", "0.5", "SOLVER.LR_SCALES", "{'heads.*': 2.0}"]
+    words += ["BACKBONE.num_layers", "2", "BACKBONE.dropout", "0.0", "TRAIN.EMA_DECAY", "0.5"]
+    # Neither BatchNorm nor a small epsilon, which would blow up the rounding of what is almost 0.
+    words += ["HEADS.contrast.norm", "ln", "SOLVER.EPS", "0.01"]
+    (ended,) = start(config(project, name="one"), words)
+    assert ended.code == 0, ended
+    path = config(project, name="parts")
+    words += ["TRAIN.PARALLEL", "fsdp"]
+    ended = start(path, words, 2, 0, signal.SIGTERM, 7)  # the first stage has six updates
+    assert [process.code for process in ended] == [75, 75], ended
+    assert [process.code for process in start(path, words, 2)] == [0, 0]
+    for stage, updates in (("stage_0", 6), ("stage_1", 8)):
+        found, expected = (lines(project / name / stage) for name in ("parts", "one"))
+        assert len(found) == len(expected) == updates
+        for one, other in zip(found, expected, strict=True):
+            assert one["lr"] == other["lr"]
+            assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        found, expected = (
+            read_checkpoint(find_checkpoint(str(project / name / stage)))
+            for name in ("parts", "one")
+        )
+        assert found["optimizer_names"] == expected["optimizer_names"]
+        for kind in ("model_state", "ema_state", "optimizer_state"):
+            torch.testing.assert_close(found[kind], expected[kind], rtol=1e-3, atol=1e-5)
+
+
 def test_killed_between_the_stages_it_continues(project, chained, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     loaded = prepare(config(project))

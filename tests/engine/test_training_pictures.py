@@ -112,8 +112,9 @@ def test_two_processes_draw_the_picture_of_one(project):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     pictures = []
-    for name, count in (("one", 1), ("two", 2)):
+    for name, count, parallel in (("one", 1, "ddp"), ("two", 2, "ddp"), ("parts", 2, "fsdp")):
         overrides = overrides_of(project, PERIOD, "1", "SOLVER.MAX_EPOCH", "1")
+        overrides += ["TRAIN.PARALLEL", parallel, "TRAIN.EMA_DECAY", "0.5"]
         # No dropout: it differs between the processes, and so would the weights.
         overrides += ["OUTPUT_DIR", str(project.parent / name), "BACKBONE.dropout", "0.0"]
         port = free_port()
@@ -129,7 +130,7 @@ def test_two_processes_draw_the_picture_of_one(project):
         events.Reload()
         (image,) = events.Images("masked_and_completed")
         pictures.append(image.encoded_image_string)
-    assert pictures[0] == pictures[1]
+    assert pictures[0] == pictures[1] == pictures[2]
 
 
 def test_what_cannot_be_drawn_is_refused_before_the_run(project, monkeypatch):

@@ -2,6 +2,14 @@
 
 from vimpac_ext.config.load import ConfigError, LoadedConfig, load_config
 from vimpac_ext.config.stages import last_stage, stages_of
-from vimpac_ext.config.validate import validate
+from vimpac_ext.config.validate import check_folders, validate
 
-__all__ = ["ConfigError", "LoadedConfig", "last_stage", "load_config", "stages_of", "validate"]
+__all__ = [
+    "ConfigError",
+    "LoadedConfig",
+    "check_folders",
+    "last_stage",
+    "load_config",
+    "stages_of",
+    "validate",
+]

@@ -103,7 +103,6 @@ def validate(loaded: LoadedConfig) -> None:
         distance is None or (is_number and distance >= 0),
         "null or a number of seconds, zero or more",
     )
-    _check_folders(loaded)
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_momentum(loaded)
@@ -121,7 +120,12 @@ def _check_split_files(loaded: LoadedConfig) -> None:
         _require(loaded, key, fits, f"empty, since {name}.DATASET ({dataset}) says which videos")
 
 
-def _check_folders(loaded: LoadedConfig) -> None:
+def check_folders(loaded: LoadedConfig) -> None:
+    """Checks where a run writes; `stages_of` gives its stages folders below that.
+
+    Raises:
+        ConfigError: as `validate`.
+    """
     local = "://" not in loaded.cfg.OUTPUT_DIR
     _require(loaded, "OUTPUT_DIR", local, "a folder of this machine; REMOTE_DIR takes a copy of it")
     remote = loaded.cfg.REMOTE_DIR

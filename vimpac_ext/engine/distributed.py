@@ -132,12 +132,11 @@ class Membership:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            self.leave()
-        else:
-            self._end_with(error)
-        if self._watch is not None:
-            self._watch.stop()
+        try:
+            self.leave() if error is None else self._end_with(error)
+        finally:
+            if self._watch is not None:
+                self._watch.stop()
 
     def _end_with(self, error: BaseException) -> None:
         lost = isinstance(error, Exception) and _says_that_others_are_gone(error)

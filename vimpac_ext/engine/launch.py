@@ -8,7 +8,14 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from vimpac_ext.config import LoadedConfig, last_stage, load_config, stages_of, validate
+from vimpac_ext.config import (
+    LoadedConfig,
+    check_folders,
+    last_stage,
+    load_config,
+    stages_of,
+    validate,
+)
 from vimpac_ext.engine.assembly import build_task, check_components
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
 from vimpac_ext.engine.devices import device_of
@@ -52,6 +59,7 @@ def prepare(
     cfg.PLUGINS = list(dict.fromkeys([*cfg.PLUGINS, *plugins]))
     cfg.freeze()
     loaded = replace(loaded, cfg=cfg)
+    check_folders(loaded)
     stages = stages_of(loaded)
     for stage in stages:
         validate(stage)

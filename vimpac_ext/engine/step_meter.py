@@ -79,7 +79,8 @@ class StepMeter:
     def end_forward(self) -> None:
         """Between the forward and the backward pass."""
         if self._recorder is not None:
-            self._activation_bytes = self._recorder.live_bytes()
+            # Sharded weights have been gathered meanwhile; some are until the end of the step.
+            self._activation_bytes = self._recorder.live_bytes(self._task.parameters())
 
     def columns(
         self, timings: Mapping[str, float], micro_steps: int, updates_left: int

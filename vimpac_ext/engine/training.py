@@ -290,5 +290,6 @@ def _evaluate(
 
 
 def _draw(pictures: TrainingPictures, task: nn.Module, events: EventLog, update: int) -> None:
-    # In every process, since the weights may be spread over them.
-    events.write_image("masked_and_completed", update, pictures.draw(task))
+    task = whole(task)  # in every process, since the weights may be spread over them
+    if is_main():  # the others wait for it in the next step
+        events.write_image("masked_and_completed", update, pictures.draw(task))

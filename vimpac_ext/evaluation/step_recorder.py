@@ -55,8 +55,8 @@ class StepRecorder(TorchDispatchMode):
         self.flops = 0
         self.repeated_flops = 0
         self._on_call = on_call
-        self._own = {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in own}
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._own = _storages(own)
+        self._made: dict[int, StorageWeakRef] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
@@ -73,19 +73,31 @@ class StepRecorder(TorchDispatchMode):
                     self._on_call(MatrixCall(func, arguments, keywords, flops))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                reference = StorageWeakRef(storage)
+                reference = StorageWeakRef(leaf.untyped_storage())
                 if reference.cdata not in self._own:
                     # Kept: while it is, no other storage gets the same address.
-                    self._made.setdefault(reference.cdata, (reference, storage.nbytes()))
+                    self._made.setdefault(reference.cdata, reference)
         return result
 
-    def live_bytes(self) -> int:
+    def live_bytes(self, own: Iterable[Tensor] = ()) -> int:
         """Memory of the tensors made inside that are still in use.
 
         Between forward and backward pass: the activations that are kept for the backward pass.
+
+        Args:
+            own: tensors made inside that are no activations either.
         """
-        return sum(size for reference, size in self._made.values() if not reference.expired())
+        left_out = _storages(own)
+        return sum(
+            # As large as it is now: gathered weights are emptied, not forgotten.
+            torch.UntypedStorage._new_with_weak_ptr(cdata).nbytes()
+            for cdata, reference in self._made.items()
+            if cdata not in left_out and not reference.expired()
+        )
+
+
+def _storages(tensors: Iterable[Tensor]) -> set[int]:
+    return {StorageWeakRef(tensor.untyped_storage()).cdata for tensor in tensors}
 
 
 def _is_in_backward() -> bool:
