@@ -187,6 +187,8 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
     """
     for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # macOS, where no scheduler sends SIGTERM: it ends the worker
     # Blocked, it waits for the thread, which also learns who sent it; threads to come inherit this.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_when_the_main_process_says_so, daemon=True).start()
