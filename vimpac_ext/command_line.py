@@ -76,5 +76,14 @@ def run_tool(main: Callable[[Sequence[str] | None], int | None]) -> None:
         mendable = ours or not isinstance(error, RuntimeError)
         if not mendable or os.environ.get("VIMPAC_EXT_TRACEBACK") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _message(error: Exception) -> str:
+    """What an error says, without the traceback that PyTorch adds in a data worker."""
+    text = str(error)
+    name = type(error).__name__
+    if text.startswith("Caught ") and "DataLoader worker" in text and f"{name}: " in text:
+        return text.rpartition(f"{name}: ")[2].strip()
+    return text

@@ -4,8 +4,11 @@ import sys
 from itertools import islice
 
 import pytest
+import torch
 
-from vimpac_ext.data.loaders import UpdateSampler
+from vimpac_ext.command_line import run_tool
+from vimpac_ext.data.decode import VideoDecodeError
+from vimpac_ext.data.loaders import UpdateSampler, evaluation_loader
 
 
 def sampler(**changes):
@@ -84,3 +87,18 @@ def test_a_run_that_fails_ends_although_workers_ignore_signals(loader):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert (done.returncode, done.stderr) == (1, "error: loss is NaN\n")
+
+
+class BrokenVideos(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise VideoDecodeError("a.mp4: the video cannot be decoded")
+
+
+def test_an_error_in_a_worker_is_one_line(capsys):
+    loader = evaluation_loader(BrokenVideos(), 1, num_workers=1, pin_memory=False)
+    with pytest.raises(SystemExit, match="1"):
+        run_tool(lambda _: next(iter(loader)))
+    assert capsys.readouterr().err == "error: a.mp4: the video cannot be decoded\n"
