@@ -116,7 +116,7 @@ def chained(tmp_path_factory):
     return run_once
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_it_equals_the_chain_of_configurations(project, chained, size):
     ended = start(config(project), [], size)
     assert [process.code for process in ended] == [0] * size, ended
