@@ -234,11 +234,14 @@ def test_pre_training_with_two_passes_and_a_monitor_is_that_of_one_process(proje
     pretrain(project / "monitored.yaml", [*words, str(tmp_path / "one")])
     words = [*words, str(tmp_path / "two"), "TRAIN.PARALLEL", "fsdp"]
     in_processes(2, pretrain, project / "monitored.yaml", words)
-    assert lines(tmp_path / "two", "knn_epoch") == lines(tmp_path / "one", "knn_epoch")
     found, expected = (lines(tmp_path / name) for name in ("two", "one"))
     assert len(found) == len(expected) == 4
     for one, two in zip(found, expected, strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+    found, expected = (lines(tmp_path / name, "knn_epoch") for name in ("two", "one"))
+    for one, two in zip(found, expected, strict=True):
+        # Rounding may turn over one of the 8 queries, whose neighbours are nearly as near.
+        assert one["top1_err"] == pytest.approx(two["top1_err"], abs=100 / 8)
 
 
 def test_float16_is_refused(project):
