@@ -15,8 +15,7 @@ def chunked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """`F.cross_entropy` in float32, in chunks of rows, forward and backward.
 
     Of the rows only the logarithm of the denominator is kept for the backward pass, which computes
-    the probabilities again: it saves two float32 copies of the logits and, on CPU, half of the
-    time.
+    the probabilities again: it saves two float32 copies of the logits.
 
     Args:
         logits: (M, V), floating point, M at least 1.

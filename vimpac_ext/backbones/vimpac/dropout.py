@@ -43,7 +43,7 @@ class _DroppedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, residual: Tensor, x: Tensor, probability: float) -> Tensor:
         is_kept, ctx.scale = _draw(x, probability)
-        mask = is_kept.view(torch.uint8)  # PyTorch multiplies with bool several times slower
+        mask = is_kept.view(torch.uint8)  # PyTorch's product with bool is slow
         ctx.save_for_backward(mask)
         ctx.dtypes = residual.dtype, x.dtype
         total = torch.promote_types(*ctx.dtypes)
@@ -58,9 +58,9 @@ class _DroppedSum(torch.autograd.Function):
 
 
 def residual_dropout(residual: Tensor, x: Tensor, probability: float) -> Tensor:
-    """``residual + fast_dropout(x, probability)``, on CPU faster and in less memory.
+    """``residual + fast_dropout(x, probability)``, on CPU in less memory.
 
-    PyTorch adds float32 and bfloat16 several times slower there than float32 and float32.
+    Both are brought to one type before they are added: PyTorch's sum of mixed types is slow there.
 
     Args:
         residual: any shape, floating point, often wider than ``x``.
