@@ -349,7 +349,7 @@ def test_what_is_not_a_video_is_reported(tmp_path):
 FAST_START = MadeVideo(
     "fast_start.mp4", num_b_frames=3, container_options={"movflags": "faststart"}
 )
-# Transport streams are not among them: cut between two packets they are merely shorter.
+# Transport streams are not among them: cut between two frames they are merely shorter.
 COUNTED = [
     FAST_START,
     *(made for name, made in MADE.items() if name.startswith(("b_frames", "mpeg4", "h264", "vp"))),

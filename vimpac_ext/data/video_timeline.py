@@ -17,7 +17,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from vimpac_ext.data.matroska_check import first_damage
+from vimpac_ext.data import matroska_check, transport_stream_check
 from vimpac_ext.data.packet_index import PacketFacts, read_packets
 from vimpac_ext.data.video_file import decode_error, video_stream
 
@@ -218,7 +218,8 @@ def _find_damage(
 ) -> tuple[str, int] | None:
     """What is wrong and how many packets come before it, None where nothing is wrong.
 
-    Containers say in different ways how many packets they should hold; MPEG streams say nothing.
+    Containers say in different ways how many packets they should hold; MPEG program streams and
+    bare streams say nothing.
     """
     for rank, packet in enumerate(packets):
         if packet.is_corrupt:
@@ -234,9 +235,12 @@ def _find_damage(
         # A cut AVI has lost its index, which comes last, but not the number of frames.
         reason = f"the file declares {stream.frames} frames but stops after {last_frame + 1}"
         return reason, len(packets)
+    position = None
     if family == "matroska":
-        position = first_damage(path)
-        if position is not None:
-            num_good = sum(packet.position < position for packet in packets)
-            return f"the file is damaged or cut off at byte {position}", num_good
-    return None
+        position = matroska_check.first_damage(path)
+    elif family == "mpegts":
+        position = transport_stream_check.first_damage(path, stream.id)
+    if position is None:
+        return None
+    num_good = sum(packet.position < position for packet in packets)
+    return f"the file is damaged or cut off at byte {position}", num_good
