@@ -98,6 +98,8 @@ def train(
     loading = cfg.DATA_LOADER
     bad = folder / "bad_videos.jsonl"
     loader = train_loader(clips, sampler, loading.NUM_WORKERS, loading.PIN_MEMORY, bad)
+    if checkpoint is None:
+        checkpointer.begin_anew()
     if is_main():
         if checkpoint is None:  # of an earlier run; the others load nothing before the main process
             bad.unlink(missing_ok=True)
