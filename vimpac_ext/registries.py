@@ -52,7 +52,9 @@ MASKERS = _registry(
     caller. Runtime arguments on request: ``grid: tuple[int, int, int]``, ``vocab_size: int``.
 
     Optional, for a masker whose mask is made of parts (BERT noise per block is decided by part):
-    ``blocks(tokens, generator) -> bool (B, K, T, H, W)``, the K parts of the mask.
+    ``blocks(tokens, generator) -> bool (B, K, T, H, W)``, the K parts of the mask. And an attribute
+    ``ignores_tokens = True``, if only the shape and device of ``tokens`` matter and, at most,
+    where PAD is: then tokens that a GPU makes in the step need not be waited for.
     """,
 )
 
@@ -78,10 +80,11 @@ HEADS = _registry(
     "HEADS",
     """Backbone outputs -> predictions; an ``nn.Module``.
 
-    ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features" and "mask", returns
-    its own new keys (documented in its docstring). Runtime arguments on request: ``embed_dim``,
-    ``grid`` (frames, height and width in tokens), ``vocab_size``, ``num_classes``,
-    ``token_embedding``, ``classifier`` (the backbone's own).
+    ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features", "mask" and
+    "mask_positions" (where the flattened mask is True, int64 (M,)), returns its own new keys
+    (documented in its docstring). Runtime arguments on request: ``embed_dim``, ``grid`` (frames,
+    height and width in tokens), ``vocab_size``, ``num_classes``, ``token_embedding``,
+    ``classifier`` (the backbone's own).
     """,
 )
 
@@ -104,7 +107,9 @@ TASKS = _registry(
     parameter name: ``backbone``, ``heads``, ``losses``, ``masker``, ``tokenizer``. A task knows
     masks, models and losses; it knows no loop.
 
-    Optional: ``encode(clips) -> dict``, the backbone's outputs for clips as the data give them, and
+    Optional: ``prepare(batch, generator) -> dict[str, tensor]``, called with the batch in main
+    memory; what it gives is added to the batch. There belongs what decides shapes, such as masks.
+    Also ``encode(clips) -> dict``, the backbone's outputs for clips as the data give them, and
     ``classify(outputs) -> (B, classes)``; ``predict`` is then the one after the other.
     """,
 )

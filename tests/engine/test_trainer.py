@@ -256,3 +256,12 @@ def test_an_exploding_loss_stops_the_run(tmp_path):
     trainer.schedule = lambda update: 100.0
     with pytest.raises(NonFiniteLossError, match=r"loss of update \d is .*FACTOR 2\); its videos"):
         trainer.train()
+
+
+def test_an_explosion_right_after_a_resume_is_told_too(tmp_path):
+    make(tmp_path, epochs=1).train()
+    resumed = make(tmp_path, epochs=2, explosion_factor=2.0)
+    with torch.no_grad():
+        resumed.task.line.weight.fill_(1e3)
+    with pytest.raises(NonFiniteLossError, match=r"loss of update 4 is .*FACTOR 2\); its videos"):
+        resumed.train()

@@ -84,6 +84,7 @@ class GlobalMasker:
     def __init__(self, masker: Masker, clips_per_video: int) -> None:
         self.masker = masker
         self.clips_per_video = clips_per_video
+        self.ignores_tokens = getattr(masker, "ignores_tokens", False)
         if hasattr(masker, "blocks"):
             self.blocks = partial(self._draw, masker.blocks)
 

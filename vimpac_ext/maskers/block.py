@@ -1,6 +1,7 @@
 """Block masking (paper, Section 3.2 and Appendix B)."""
 
 import logging
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class BlockMasker:
         ValueError: if there is less than one box, if `num_blocks` and `ratio` are both given, or
             if `ratio` is not between 0 and 1 or comes without a grid.
     """
+
+    ignores_tokens: ClassVar[bool] = True
 
     def __init__(
         self,

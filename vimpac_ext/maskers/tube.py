@@ -1,6 +1,7 @@
 """Tube masking: the same places in every frame, so that no frame gives a hidden token away."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class TubeMasker:
     Raises:
         ValueError: if it is not between 0 and 1.
     """
+
+    ignores_tokens: ClassVar[bool] = True
 
     def __init__(self, ratio: float = 0.15) -> None:
         if not 0 < ratio < 1:

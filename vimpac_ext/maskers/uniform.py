@@ -1,5 +1,7 @@
 """Independent masking of single tokens (paper, Section 5.2)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ class UniformMasker:
     Raises:
         ValueError: if it is not between 0 and 1.
     """
+
+    ignores_tokens: ClassVar[bool] = True
 
     def __init__(self, ratio: float = 0.15) -> None:
         if not 0 < ratio < 1:
