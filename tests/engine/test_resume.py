@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import torch
+from checkpoint_hash import content_hash
 from processes import free_port, run_processes
 from tiny_project import make_tiny_project
 
@@ -38,16 +39,17 @@ def lines(folder, kind="train_iter"):
     ]
 
 
-def weights(folder):
-    return read_checkpoint(newest_checkpoint(folder / "checkpoints"))["model_state"]
+def weights(folder, state="model_state"):
+    return read_checkpoint(newest_checkpoint(folder / "checkpoints"))[state]
 
 
 def require_same_run(folder, expected):
-    """The logs agree to the last bit that is logged, the final weights to the last bit."""
+    """The logs agree to the last bit that is logged, the final checkpoints to the last bit."""
     assert lines(folder) == lines(expected)
     assert len(lines(folder)) == 2 * EPOCHS
     for name, value in weights(expected).items():
         assert torch.equal(weights(folder)[name], value), name
+    assert content_hash(folder) == content_hash(expected)  # moments, random states, all else
 
 
 def run_dying(place, request, victim, death, moment):

@@ -118,7 +118,7 @@ def train(
             events,
             device,
             _options(cfg),
-            evaluate=partial(_evaluate, tester, monitor, task, events)
+            evaluate=partial(_evaluate, tester, monitor, task, events, sampler)
             if tester or monitor
             else None,
             name_video=lambda index: repr(clips.records[index].video_id),
@@ -276,19 +276,19 @@ def _evaluate(
     monitor: KnnMonitor | None,
     task: nn.Module,
     events: EventLog,
+    sampler: UpdateSampler,
     update: int,
 ) -> None:
     task = whole(task)
+    epoch = {"epoch": f"{update // sampler.updates_per_epoch}/{sampler.num_epochs}"}
     if monitor is not None and is_main():  # the others wait for it in the next step
-        events.write("knn_epoch", update, monitor.run(task, update))
+        events.write("knn_epoch", update, {**epoch, **monitor.run(task, update)})
     if tester is None:
         return
     result = tester.run(task)
-    events.write(
-        "val_epoch",
-        update,
-        {"top1_err": 100 - result.topk_accuracy(1), "top5_err": 100 - result.topk_accuracy(5)},
-    )
+    errors = {f"top{k}_err": 100 - result.topk_accuracy(k) for k in (1, 5)}
+    least = {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
+    events.write("val_epoch", update, {**epoch, **errors, **least})
 
 
 def _draw(pictures: TrainingPictures, task: nn.Module, events: EventLog, update: int) -> None:
