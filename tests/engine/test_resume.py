@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from checkpoint_hash import content_hash
-from processes import free_port, run_processes
+from processes import free_port, in_processes, run_processes
 from tiny_project import make_tiny_project
 
 from vimpac_ext.engine import prepare, run
@@ -250,6 +250,29 @@ def test_another_number_of_processes_may_continue_and_says_what_changes(project,
     for one, other in zip(lines(tmp_path / "whole"), lines(tmp_path / "broken"), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["lr"] == other["lr"]
+
+
+def initial_seed(config, words):
+    """Of what this process draws while it trains."""
+    seeds = []
+    train = Trainer.train
+
+    def note_and_train(trainer):
+        seeds.append(torch.initial_seed())
+        train(trainer)
+
+    Trainer.train = note_and_train
+    run(prepare(config, words))
+    return seeds[0]
+
+
+def test_other_processes_draw_other_numbers_for_dropout(project, tmp_path):
+    """Neither those of each other nor those that the run has used up."""
+    config = project / "pretrain.yaml"
+    run(prepare(config, ["SOLVER.MAX_EPOCH", "1"]))
+    assert len({0, *in_processes(2, initial_seed, config, [])}) == 3
+    fresh = ["OUTPUT_DIR", str(tmp_path / "fresh")]
+    assert in_processes(2, initial_seed, config, fresh) == [0, 1]
 
 
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])

@@ -191,7 +191,7 @@ class Checkpointer:
             return states[rank()]
         _logger.warning(
             "saved by %d processes, resumed by %d: videos, masks and learning rates are those of "
-            "an unbroken run, dropout and rounding are not",
+            "an unbroken run; rounding and what a step draws (dropout, MixUp) are not",
             len(states),
             world_size(),
         )

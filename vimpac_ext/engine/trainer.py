@@ -117,14 +117,19 @@ class Trainer:
         self._rng: dict[str, Any] | None = None
         self._last_loss: float | None = None
 
-    def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes from a checkpoint what is neither the model's nor the optimizer's."""
+    def restore(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Takes from a checkpoint what is neither the model's nor the optimizer's.
+
+        Returns:
+            Whether it has this process's random state; else there is none.
+        """
         if checkpoint["scaler_state"]:  # else the run had another precision so far
             self.scaler.load_state_dict(checkpoint["scaler_state"])
         if self.ema is not None:
             self.ema.load(checkpoint["ema_state"] or checkpoint["model_state"])
         self._rng = self.checkpointer.rng_state_of_process(checkpoint)
         self._last_loss = checkpoint.get("last_loss")  # an explosion is told from it
+        return self._rng is not None
 
     def train(self) -> None:
         """Trains to the end; logs, saves and evaluates on the way.

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -125,10 +126,8 @@ def train(
             meter=step_meter(cfg, task, device),
             draw=partial(_draw, pictures, task, events) if pictures else None,
         )
-        if checkpoint:
-            trainer.restore(checkpoint)
-        else:
-            _part_ways(cfg.RNG_SEED)
+        if not (checkpoint and trainer.restore(checkpoint)):
+            _part_ways(cfg.RNG_SEED, sampler.first_update)
         trainer.train()
     return _finish(task, trainer, folder), sampler.num_updates
 
@@ -235,9 +234,11 @@ def _start(
     return None
 
 
-def _part_ways(seed: int) -> None:
-    """From here on each process draws its own numbers, e.g. for dropout; the main one goes on."""
-    if rank():
+def _part_ways(seed: int, update: int) -> None:
+    """From here on each process draws numbers of its own, which the run has not drawn before."""
+    if update:
+        seed_rng(int(np.random.SeedSequence((seed, update, rank())).generate_state(1)[0]))
+    elif rank():
         seed_rng(seed * 1_000_003 + rank())
 
 
