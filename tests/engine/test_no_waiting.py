@@ -231,9 +231,7 @@ def test_what_is_drawn_before_the_step_is_what_the_step_would_draw(project):
 
 
 class BrightMasker(BlockMasker):
-    """Looks at the tokens."""
-
-    ignores_tokens = False
+    """Looks at the tokens, which its base class does not."""
 
     def __call__(self, tokens, generator=None):
         return tokens > 10
@@ -257,6 +255,7 @@ def test_processes_compare_their_sizes_past_the_device():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("config", ["pretrain", "finetune"])
 def test_a_gpu_is_not_waited_for(project, tmp_path, monkeypatch, config, precision):

@@ -68,7 +68,7 @@ class BlockMasker:
         Returns:
             bool (B, T, H, W), True = hidden.
         """
-        return self.blocks(tokens, generator).any(dim=1)
+        return self.mask_of(self.draw(tokens, generator), tokens)
 
     def blocks(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws the single blocks of a mask; the same ones as a call with the same generator.
@@ -80,12 +80,24 @@ class BlockMasker:
         Returns:
             bool (B, num_blocks, T, H, W), True = hidden by that block.
         """
+        return self.blocks_of(self.draw(tokens, generator), tokens)
+
+    def draw(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The random numbers of each clip's mask, float32 (B, 2, 3, num_blocks): sizes, places."""
+        shape = (2, 3, len(tokens), self.num_blocks)
+        return uniform_draws(shape, tokens.device, generator).movedim(2, 0)
+
+    def mask_of(self, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """The mask that follows from the numbers of `draw`, as that of a call."""
+        return self.blocks_of(drawn, tokens).any(dim=1)
+
+    def blocks_of(self, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """The blocks that follow from the numbers of `draw`, as those of `blocks`."""
         grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
-        draws = uniform_draws((2, 3, len(tokens), self.num_blocks), tokens.device, generator)
         lengths, starts = [], []
         for axis, (size, longest) in enumerate(zip(grid, longest_block(grid), strict=True)):
-            lengths.append(1 + (draws[0, axis] * longest).long())  # (B, blocks)
-            starts.append((draws[1, axis] * (size - lengths[-1] + 1)).long())
+            lengths.append(1 + (drawn[:, 0, axis] * longest).long())  # (B, blocks)
+            starts.append((drawn[:, 1, axis] * (size - lengths[-1] + 1)).long())
         return single_blocks(torch.stack(lengths, -1), torch.stack(starts, -1), grid)
 
 

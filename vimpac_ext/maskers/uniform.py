@@ -37,4 +37,12 @@ class UniformMasker:
         Returns:
             bool (B, T, H, W), True = hidden.
         """
-        return uniform_draws(tokens.shape, tokens.device, generator) < self.ratio
+        return self.mask_of(self.draw(tokens, generator), tokens)
+
+    def draw(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The random numbers of each clip's mask, float32 (B, T, H, W)."""
+        return uniform_draws(tokens.shape, tokens.device, generator)
+
+    def mask_of(self, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """The mask that follows from the numbers of `draw`, as that of a call."""
+        return drawn < self.ratio

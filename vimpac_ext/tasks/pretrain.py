@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vimpac_ext.losses import masked_token_accuracy
-from vimpac_ext.maskers import Noise, corrupt
+from vimpac_ext.maskers import Noise, corrupt, ignores_tokens
 from vimpac_ext.registries import TASKS
 from vimpac_ext.structures import SpecialTokens
 from vimpac_ext.tasks.objective import apply_heads, weighted_losses
@@ -150,7 +150,7 @@ class PretrainTask(nn.Module):
         clips = _in_order(batch["clips"])
         if self.tokenize is None:
             return self._hide(clips, generator)
-        if not getattr(self.masker, "ignores_tokens", False):
+        if not ignores_tokens(self.masker):
             return {}
         return self._hide(self.tokenize.unknown(clips), generator)
 
