@@ -215,7 +215,7 @@ def test_a_job_whose_time_is_over_is_queued_again(project, tmp_path):
     logs = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_log.*"))
     assert code == 0, text + logs
     assert "after update" in logs
-    assert logs.count("resumed from") == 1
+    assert logs.count("resumed from") >= 1  # as often as a slow machine needs
     assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
     assert content_hash(tmp_path / "broken") == content_hash(tmp_path / "whole")
 
