@@ -54,7 +54,7 @@ MASKERS = _registry(
     Optional, for a masker whose mask is made of parts (BERT noise per block is decided by part):
     ``blocks(tokens, generator) -> bool (B, K, T, H, W)``, the K parts of the mask.
 
-    Optional, for speed, and in the class that defines ``__call__``: an attribute
+    Optional, for speed, and in the class that defines ``__call__`` and ``blocks``: an attribute
     ``ignores_tokens = True``, if only the shape and device of ``tokens`` matter and, at most, where
     PAD is; then tokens that a GPU makes in the step need not be waited for. And ``draw(tokens,
     generator) -> (B, ...)``, the random numbers of each clip, for which only shape and device of

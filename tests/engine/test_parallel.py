@@ -137,9 +137,23 @@ class OtherMasker(BlockMasker):
         return ~super().__call__(tokens, generator)
 
 
+class OtherBlocks(BlockMasker):
+    """Other blocks than those of its base class, whose mask is made of them."""
+
+    def blocks(self, tokens, generator):
+        return ~super().blocks(tokens, generator)
+
+
 @pytest.mark.parametrize(
     "masker",
-    [BlockMasker(3), OtherMasker(3), UniformMasker(0.4), TubeMasker(0.4), PlainMasker()],
+    [
+        BlockMasker(1),
+        OtherMasker(1),
+        OtherBlocks(1),
+        UniformMasker(0.4),
+        TubeMasker(0.4),
+        PlainMasker(),
+    ],
 )
 @pytest.mark.parametrize("clips_per_video", [1, 2])
 def test_masks_do_not_depend_on_the_number_of_processes(masker, clips_per_video):
@@ -150,6 +164,8 @@ def test_masks_do_not_depend_on_the_number_of_processes(masker, clips_per_video)
         0, 2
     )
     assert torch.equal(joined, expected)
+    assert expected.any()
+    assert not expected.all()
 
 
 @pytest.mark.parametrize("masker", [BlockMasker(3), UniformMasker(0.4), TubeMasker(0.4)])

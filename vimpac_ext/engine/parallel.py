@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vimpac_ext.engine.distributed import rank, world_size
 from vimpac_ext.engine.sharding import exchange_gradients, is_sharded
-from vimpac_ext.maskers import Noise, defines_together, ignores_tokens
+from vimpac_ext.maskers import Noise, has_all, ignores_tokens
 from vimpac_ext.structures import SpecialTokens
 
 Corruption = Callable[..., tuple[Tensor, Tensor]]
@@ -96,7 +96,7 @@ class GlobalMasker:
         self, whole: str, second: str, tokens: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         """Draws for all clips; what can follow in a second step is made of this process's alone."""
-        if defines_together(self.masker, whole, "draw", second):
+        if has_all(self.masker, "draw", second):
             masker: Any = self.masker
             everywhere = tokens[:1].expand(len(tokens) * world_size(), *tokens.shape[1:])
             drawn = masker.draw(everywhere, generator)

@@ -6,18 +6,20 @@ from typing import Any
 def ignores_tokens(masker: Any) -> bool:
     """Whether only the shape and device of tokens, and where PAD is, matter to a masker.
 
-    It says so by an attribute of that name, beside its ``__call__``.
+    It says so by an attribute of that name.
     """
     if "ignores_tokens" in getattr(masker, "__dict__", {}):
         return bool(masker.ignores_tokens)
-    return defines_together(masker, "__call__", "ignores_tokens") and bool(masker.ignores_tokens)
+    return has_all(masker, "ignores_tokens") and bool(masker.ignores_tokens)
 
 
-def defines_together(masker: Any, *names: str) -> bool:
-    """Whether one class defines all of these.
+def has_all(masker: Any, *names: str) -> bool:
+    """Whether a masker has methods or attributes that are meant for what it does when called.
 
-    Where a subclass has another ``__call__``, say, what it inherits beside it need not fit.
+    They must stand in the class that defines ``__call__`` (and ``blocks``): what a subclass with
+    another mask inherits need not fit.
     """
+    calls = ("__call__", "blocks") if hasattr(masker, "blocks") else ("__call__",)
     classes = type(masker).__mro__
-    owners = [next((c for c in classes if name in vars(c)), None) for name in names]
-    return owners[0] is not None and len(set(owners)) == 1
+    owners = {next((c for c in classes if name in vars(c)), None) for name in (*calls, *names)}
+    return len(owners) == 1 and None not in owners

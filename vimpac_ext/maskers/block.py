@@ -68,7 +68,7 @@ class BlockMasker:
         Returns:
             bool (B, T, H, W), True = hidden.
         """
-        return self.mask_of(self.draw(tokens, generator), tokens)
+        return self.blocks(tokens, generator).any(dim=1)
 
     def blocks(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draws the single blocks of a mask; the same ones as a call with the same generator.
