@@ -53,6 +53,13 @@ MASKERS = _registry(
 
     Optional, for a masker whose mask is made of parts (BERT noise per block is decided by part):
     ``blocks(tokens, generator) -> bool (B, K, T, H, W)``, the K parts of the mask.
+
+    Optional, for speed, and in the class that defines ``__call__`` and ``blocks``: an attribute
+    ``ignores_tokens = True``, if only the shape and device of ``tokens`` matter and, at most, where
+    PAD is; then tokens that a GPU makes in the step need not be waited for. And ``draw(tokens,
+    generator) -> (B, ...)``, the random numbers of each clip, for which only shape and device of
+    ``tokens`` matter, with ``mask_of(drawn, tokens)`` (and ``blocks_of``), what follows from those
+    of some clips; then a process of many makes only the masks of its own clips.
     """,
 )
 
@@ -78,10 +85,11 @@ HEADS = _registry(
     "HEADS",
     """Backbone outputs -> predictions; an ``nn.Module``.
 
-    ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features" and "mask", returns
-    its own new keys (documented in its docstring). Runtime arguments on request: ``embed_dim``,
-    ``grid`` (frames, height and width in tokens), ``vocab_size``, ``num_classes``,
-    ``token_embedding``, ``classifier`` (the backbone's own).
+    ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features", "mask" and
+    "mask_positions" (where the flattened mask is True, int64 (M,)), returns its own new keys
+    (documented in its docstring). Runtime arguments on request: ``embed_dim``, ``grid`` (frames,
+    height and width in tokens), ``vocab_size``, ``num_classes``, ``token_embedding``,
+    ``classifier`` (the backbone's own).
     """,
 )
 
@@ -104,7 +112,9 @@ TASKS = _registry(
     parameter name: ``backbone``, ``heads``, ``losses``, ``masker``, ``tokenizer``. A task knows
     masks, models and losses; it knows no loop.
 
-    Optional: ``encode(clips) -> dict``, the backbone's outputs for clips as the data give them, and
+    Optional: ``prepare(batch, generator) -> dict[str, tensor]``, called with the batch in main
+    memory; what it gives is added to the batch. There belongs what decides shapes, such as masks.
+    Also ``encode(clips) -> dict``, the backbone's outputs for clips as the data give them, and
     ``classify(outputs) -> (B, classes)``; ``predict`` is then the one after the other.
     """,
 )

@@ -8,7 +8,7 @@ import torch
 
 from vimpac_ext.command_line import run_tool
 from vimpac_ext.data.decode import VideoDecodeError
-from vimpac_ext.data.loaders import UpdateSampler, evaluation_loader
+from vimpac_ext.data.loaders import UpdateSampler, evaluation_loader, train_loader
 
 
 def sampler(**changes):
@@ -42,6 +42,17 @@ def test_a_later_start_gives_what_an_unbroken_run_would_have_had(first_update):
 def test_fewer_videos_than_a_batch_is_an_error():
     with pytest.raises(ValueError, match=r"BATCH_SIZE is 4 but there are only 3"):
         sampler(num_items=3)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_batches_are_pinned_where_it_is_wanted_and_there_is_a_gpu(monkeypatch, wanted, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    loaders = [
+        train_loader(range(11), sampler(), 0, pin_memory=wanted),
+        evaluation_loader(range(11), 4, 0, pin_memory=wanted),
+    ]
+    assert [loader.pin_memory for loader in loaders] == [wanted and there] * 2
 
 
 FAILS = """

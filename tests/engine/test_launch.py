@@ -75,10 +75,14 @@ def test_scores_are_the_mean_softmax_over_views_computed_by_hand(project, tmp_pa
 def test_evaluation_while_training_is_logged(project, tmp_path):
     overrides = ["TRAIN.CHECKPOINT_FILE_PATH", "", "TRAIN.EVAL_PERIOD", "1"]
     run(prepare(project / "finetune.yaml", [*overrides, "SOLVER.MAX_EPOCH", "20"]))
-    lines = map(json.loads, (tmp_path / "finetune/metrics.jsonl").read_text().splitlines())
-    errors = [line["top1_err"] for line in lines if line["_type"] == "val_epoch"]
-    assert len(errors) == 20
+    text = (tmp_path / "finetune/metrics.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, text) if line["_type"] == "val_epoch"]
+    errors = [line["top1_err"] for line in lines]
+    assert [line["epoch"] for line in lines] == [f"{epoch}/20" for epoch in range(1, 21)]
     assert errors[-1] < errors[0]
+    for number, line in enumerate(lines, start=1):
+        assert line["min_top1_err"] == min(errors[:number])
+        assert line["min_top5_err"] == 0.0  # of four classes
 
 
 def test_a_killed_run_continues_and_gives_the_same_losses(project, tmp_path):

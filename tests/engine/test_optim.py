@@ -78,6 +78,12 @@ def test_each_method_equals_its_formula(tmp_path, method):
     assert found.item() == pytest.approx(p, rel=1e-6)
 
 
+def test_adam_takes_the_fused_kernels(tmp_path):
+    for method in ("adam", "adamw"):
+        optimizer = build_optimizer(nn.Linear(2, 2), solver(tmp_path, OPTIMIZING_METHOD=method))
+        assert [group["fused"] for group in optimizer.param_groups] == [True, True]
+
+
 def made_task():
     torch.manual_seed(0)
     backbone = VimpacTransformer((2, 2, 2), vocab_size=5, embed_dim=12, num_layers=1, num_heads=2)

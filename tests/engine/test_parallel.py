@@ -14,7 +14,7 @@ from vimpac_ext.engine import prepare, run
 from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise, Replica
 from vimpac_ext.heads import MaskedTokenHead, ProjectionHead
 from vimpac_ext.losses import InfoNCELoss, MaskedTokenLoss
-from vimpac_ext.maskers import BlockMasker, UniformMasker, corrupt
+from vimpac_ext.maskers import BlockMasker, TubeMasker, UniformMasker, corrupt
 from vimpac_ext.structures import SpecialTokens, TokenGrid
 from vimpac_ext.tasks import PretrainTask
 
@@ -123,7 +123,38 @@ def mask_part(masker, tokens, clips_per_video):
     return GlobalMasker(masker, clips_per_video)(own, torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("masker", [BlockMasker(3), UniformMasker(0.4)])
+class PlainMasker:
+    """A plug-in that only can be called."""
+
+    def __call__(self, tokens, generator):
+        return torch.rand(tokens.shape, generator=generator) < 0.4
+
+
+class OtherMasker(BlockMasker):
+    """Another mask than that of its base class."""
+
+    def __call__(self, tokens, generator):
+        return ~super().__call__(tokens, generator)
+
+
+class OtherBlocks(BlockMasker):
+    """Other blocks than those of its base class, whose mask is made of them."""
+
+    def blocks(self, tokens, generator):
+        return ~super().blocks(tokens, generator)
+
+
+@pytest.mark.parametrize(
+    "masker",
+    [
+        BlockMasker(1),
+        OtherMasker(1),
+        OtherBlocks(1),
+        UniformMasker(0.4),
+        TubeMasker(0.4),
+        PlainMasker(),
+    ],
+)
 @pytest.mark.parametrize("clips_per_video", [1, 2])
 def test_masks_do_not_depend_on_the_number_of_processes(masker, clips_per_video):
     tokens = torch.zeros(4 * clips_per_video, *GRID, dtype=torch.int64)
@@ -133,6 +164,18 @@ def test_masks_do_not_depend_on_the_number_of_processes(masker, clips_per_video)
         0, 2
     )
     assert torch.equal(joined, expected)
+    assert expected.any()
+    assert not expected.all()
+
+
+@pytest.mark.parametrize("masker", [BlockMasker(3), UniformMasker(0.4), TubeMasker(0.4)])
+def test_a_process_makes_only_the_masks_of_its_own_clips(masker, monkeypatch):
+    sizes = []
+    follow = type(masker).mask_of
+    monkeypatch.setattr(type(masker), "mask_of", lambda *a: sizes.append(len(a[-1])) or follow(*a))
+    monkeypatch.setattr("vimpac_ext.engine.parallel.world_size", lambda: 8)
+    masks = GlobalMasker(masker, 2)(torch.zeros(4, *GRID, dtype=torch.int64), torch.Generator())
+    assert (len(masks), sizes) == (4, [4])
 
 
 def corrupt_part(tokens, masks, noise, clips_per_video):

@@ -60,7 +60,7 @@ def test_a_compiled_run_is_the_eager_one(project, tmp_path, monkeypatch, paralle
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     config = project / "pretrain.yaml"
     overrides = ["SOLVER.MAX_EPOCH", "2", "BACKBONE.dropout", "0.0", "HEADS.contrast.norm", "ln"]
-    overrides += ["SOLVER.OPTIMIZING_METHOD", "sgd", "OUTPUT_DIR"]
+    overrides += ["SOLVER.OPTIMIZING_METHOD", "sgd", "TRAIN.EMA_DECAY", "0.5", "OUTPUT_DIR"]
     start(config, [*overrides, tmp_path / "eager"])
     compiled = ["TRAIN.COMPILE", "True", "TRAIN.PARALLEL", parallel, "LOG_MODEL_INFO", "True"]
     broken = [*overrides, tmp_path / "broken", *compiled, "DIST_TIMEOUT", "600"]
@@ -72,10 +72,11 @@ def test_a_compiled_run_is_the_eager_one(project, tmp_path, monkeypatch, paralle
     assert len(found) == len(expected) == 4
     for one, other in zip(found, expected, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
-    expected, found = weights(tmp_path / "eager"), weights(tmp_path / "broken")
-    assert found.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=0.01, atol=1e-4, msg=key)
+    for state in ("model_state", "ema_state"):
+        expected, found = weights(tmp_path / "eager", state), weights(tmp_path / "broken", state)
+        assert found.keys() == expected.keys()  # no "_orig_mod" in them
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=0.01, atol=1e-4, msg=key)
 
 
 def with_gradients(module, x):

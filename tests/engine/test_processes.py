@@ -22,7 +22,7 @@ from vimpac_ext.registries import MASKERS
 
 @MASKERS.register()
 class TroubleMasker:
-    """In process 1, at the third call: "raise" an error, or "kill" the process."""
+    """In process 1, at the third call: "raise" an error, "kill" the process or "hang"."""
 
     def __init__(self, trouble: str):
         self.trouble = trouble
@@ -33,6 +33,8 @@ class TroubleMasker:
         if self.calls == 3 and dist.get_rank() == 1:
             if self.trouble == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.trouble == "hang":
+                time.sleep(1000)
             raise ValueError("no mask today")
         return torch.ones(tokens.shape, dtype=torch.bool)
 
@@ -81,6 +83,17 @@ def test_a_process_that_fails_ends_the_others_within_seconds(project, trouble, c
     require_one_line(ended, *expected, codes=codes)
     assert time.monotonic() - started < 30
     assert ended[0].out.count("json_stats") == 2  # of the updates before
+
+
+def test_an_exchange_waits_no_longer_than_it_is_told(project, monkeypatch):
+    """Process 1 hangs in its own code; DIST_TIMEOUT ends both."""
+    monkeypatch.setattr("vimpac_ext.engine.distributed._SECONDS_TO_END", 1.0)
+    overrides = ["MASKER.NAME", "TroubleMasker", "MASKER.trouble", "hang", "DIST_TIMEOUT", "4"]
+    started = time.monotonic()
+    ended = run_processes(run_as, world(project, *overrides))
+    require_one_line(ended, "process 0 of 2 waited for another one longer than DIST_TIMEOUT")
+    assert 4 < time.monotonic() - started < 30
+    assert ended[0].out.count("json_stats") == 2
 
 
 def test_a_process_that_hangs_is_ended_when_another_has_failed(project, monkeypatch):

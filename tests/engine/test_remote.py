@@ -13,7 +13,7 @@ from tiny_project import make_tiny_project
 
 from vimpac_ext.config import ConfigError
 from vimpac_ext.engine import prepare, run
-from vimpac_ext.engine.checkpoint import find_checkpoint
+from vimpac_ext.engine.checkpoint import CheckpointError, find_checkpoint
 from vimpac_ext.engine.remote import Mirror
 from vimpac_ext.files import local_folder, remote_names, sha256_of
 from vimpac_ext.tokenizers import VQVAETokenizer
@@ -72,6 +72,17 @@ def test_a_damaged_copy_is_passed_over(project, tmp_path, storage, caplog):
     assert "took checkpoint_epoch_00004.pyth" in caplog.text
     assert "is damaged" in caplog.text
     assert lines(tmp_path / "run") == expected
+
+
+def test_a_run_that_begins_anew_does_not_mix_with_remote_checkpoints(project, tmp_path, storage):
+    overrides = [*PLUGIN, "REMOTE_DIR", "fake://run", "OUTPUT_DIR", str(tmp_path / "run")]
+    run(prepare(project / "pretrain.yaml", overrides))
+    before = sorted(path.name for path in (storage / "run/checkpoints").iterdir())
+    with pytest.raises(CheckpointError, match="fake://run has checkpoints that .* of its own"):
+        run(prepare(project / "pretrain.yaml", [*overrides, "TRAIN.AUTO_RESUME", "False"]))
+    for folder in (tmp_path / "run/checkpoints", storage / "run/checkpoints"):
+        assert sorted(path.name for path in folder.iterdir()) == before
+    assert len(lines(tmp_path / "run")) == 4
 
 
 def test_newer_work_of_this_machine_is_kept(tmp_path, storage):

@@ -8,7 +8,8 @@ import signal
 
 import pytest
 import torch
-from processes import free_port, run_processes
+from checkpoint_hash import content_hash
+from processes import free_port, in_processes, run_processes
 from tiny_project import make_tiny_project
 
 from vimpac_ext.engine import prepare, run
@@ -38,16 +39,17 @@ def lines(folder, kind="train_iter"):
     ]
 
 
-def weights(folder):
-    return read_checkpoint(newest_checkpoint(folder / "checkpoints"))["model_state"]
+def weights(folder, state="model_state"):
+    return read_checkpoint(newest_checkpoint(folder / "checkpoints"))[state]
 
 
 def require_same_run(folder, expected):
-    """The logs agree to the last bit that is logged, the final weights to the last bit."""
+    """The logs agree to the last bit that is logged, the final checkpoints to the last bit."""
     assert lines(folder) == lines(expected)
     assert len(lines(folder)) == 2 * EPOCHS
     for name, value in weights(expected).items():
         assert torch.equal(weights(folder)[name], value), name
+    assert content_hash(folder) == content_hash(expected)  # moments, random states, all else
 
 
 def run_dying(place, request, victim, death, moment):
@@ -250,6 +252,29 @@ def test_another_number_of_processes_may_continue_and_says_what_changes(project,
         assert one["lr"] == other["lr"]
 
 
+def initial_seed(config, words):
+    """Of what this process draws while it trains."""
+    seeds = []
+    train = Trainer.train
+
+    def note_and_train(trainer):
+        seeds.append(torch.initial_seed())
+        train(trainer)
+
+    Trainer.train = note_and_train
+    run(prepare(config, words))
+    return seeds[0]
+
+
+def test_other_processes_draw_other_numbers_for_dropout(project, tmp_path):
+    """Neither those of each other nor those that the run has used up."""
+    config = project / "pretrain.yaml"
+    run(prepare(config, ["SOLVER.MAX_EPOCH", "1"]))
+    assert len({0, *in_processes(2, initial_seed, config, [])}) == 3
+    fresh = ["OUTPUT_DIR", str(tmp_path / "fresh")]
+    assert in_processes(2, initial_seed, config, fresh) == [0, 1]
+
+
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
 def test_an_evaluation_that_was_missed_is_made_up_for(project, tmp_path, death):
     """Killed in the evaluation after epoch 2; asked to stop in the last update before it."""
@@ -297,3 +322,62 @@ def test_averaged_weights_and_loss_scale_are_restored(project, tmp_path):
         assert torch.equal(value, broken["ema_state"][name])
         is_buffer = "running" in name or "num_batches" in name
         assert torch.equal(value, whole["model_state"][name]) == is_buffer, name
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_that_begins_anew_does_not_mix_with_the_one_before(project, tmp_path, caplog):
+    """Neither are its checkpoints removed as the oldest, nor is the other run continued later."""
+    folder = tmp_path / "run"
+    config, output = project / "pretrain.yaml", ["OUTPUT_DIR", str(folder)]
+    run(prepare(config, [*BASE[:2], *output, "TRAIN.CHECKPOINT_PERIOD", "1"]))
+    before = files(folder / "checkpoints")
+    anew = ["SOLVER.MAX_EPOCH", "3", "TRAIN.KEEP_CHECKPOINTS", "2", "BACKBONE.dropout", "0.0"]
+    anew += ["TRAIN.CHECKPOINT_PERIOD", "1", *output]
+    run(prepare(config, [*anew, "TRAIN.AUTO_RESUME", "False"]))
+    expected = [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (2, 3)]
+    assert files(folder / "checkpoints") == expected
+    assert files(folder / "checkpoints_1") == before
+    assert f"6 checkpoints of an earlier run are now in {folder}/checkpoints_1" in caplog.text
+    run(prepare(config, [*anew, "SOLVER.MAX_EPOCH", "4"]))  # continues the newer run
+    assert files(folder / "checkpoints") == [expected[1], "checkpoint_epoch_00004.pyth"]
+    run(prepare(config, [*anew, "TRAIN.AUTO_RESUME", "False"]))
+    assert files(folder / "checkpoints") == expected
+    assert len(files(folder / "checkpoints_2")) == 2
+
+
+def test_damaged_checkpoints_do_not_push_out_whole_ones(project, tmp_path):
+    """Stopped before it has written the damaged ones again."""
+    folder, config = tmp_path / "run", project / "pretrain.yaml"
+    base = [*BASE, "OUTPUT_DIR", str(folder)]
+    run(prepare(config, base))
+    checkpoints = folder / "checkpoints"
+    for epoch in (4, 6):
+        flip_a_byte(checkpoints / f"checkpoint_epoch_0000{epoch}.pyth")
+    keep = [*base, "TRAIN.KEEP_CHECKPOINTS", "2"]
+    (ended,) = start(config, keep, victim=0, death=signal.SIGTERM, moment=5)
+    assert "checkpoint_epoch_00002_update_00000005.pyth is saved" in ended.err
+    whole = ["checkpoint_epoch_00002.pyth", "checkpoint_epoch_00002_update_00000005.pyth"]
+    assert files(checkpoints)[:2] == whole
+    (ended,) = start(config, keep)
+    assert "checkpoint_epoch_00002_update_00000005.pyth (2 epochs, 5 updates done)" in ended.out
+    assert files(checkpoints) == [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (4, 6)]
+
+
+def test_a_run_may_change_its_precision_and_not_its_kind_of_optimizer(project, tmp_path, caplog):
+    config = project / "pretrain.yaml"
+    for epochs, precision in enumerate(("fp32", "fp16", "bf16", "fp16"), start=1):
+        words = ["SOLVER.MAX_EPOCH", str(epochs), "TRAIN.PRECISION", precision]
+        run(prepare(config, words))
+    assert len(lines(tmp_path / "pretrain")) == 8
+    assert "TRAIN.PRECISION 'fp32' -> 'fp16'" in caplog.text
+    run(prepare(config, ["SOLVER.MAX_EPOCH", "5", "SOLVER.OPTIMIZING_METHOD", "adamw_original"]))
+    sgd = ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.MAX_EPOCH", "6"]
+    with pytest.raises(CheckpointError, match=r"another kind of optimizer than SGD .*OPTIMIZING"):
+        run(prepare(config, sgd))
+    sgd = [*sgd, "OUTPUT_DIR", str(tmp_path / "sgd")]
+    run(prepare(config, sgd))
+    with pytest.raises(CheckpointError, match="another kind of optimizer than AdamW"):
+        run(prepare(config, [*sgd, "SOLVER.OPTIMIZING_METHOD", "adamw"]))

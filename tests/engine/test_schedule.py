@@ -1,8 +1,10 @@
+import json
 import math
 
 import pytest
 
-from vimpac_ext.engine.schedule import learning_rate, schedule_of
+from vimpac_ext.config import load_config
+from vimpac_ext.engine.schedule import build_schedule, learning_rate, schedule_of
 
 
 def test_linear_schedule_equals_the_formula_at_its_corners():
@@ -57,3 +59,33 @@ def test_a_stage_continues_the_schedule_where_the_one_before_it_ended():
     whole = schedule_of(1.0, "linear", 10, 10, warmup_ratio=0.1)
     second = schedule_of(1.0, "linear", 10, 10, start_epoch=9, warmup_ratio=0.1)
     assert [second(u) for u in range(10)] == [whole(u) for u in range(90, 100)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"WARMUP_RATIO": 0.0}, {0: 2.0, 50: 1.0, 99: 0.02}),
+        ({"WARMUP_RATIO": 0.2, "WARMUP_START_LR": 1.0}, {0: 1.0, 10: 1.5, 20: 2.0, 60: 1.0}),
+        ({"WARMUP_EPOCHS": 2.5, "LR_POLICY": "constant"}, {0: 0.0, 5: 0.4, 24: 1.92, 25: 2.0}),
+        ({"WARMUP_STEPS": 4, "LR_POLICY": "constant"}, {1: 0.5, 4: 2.0, 99: 2.0}),
+        (
+            {"WARMUP_RATIO": 0.0, "LR_POLICY": "cosine", "COSINE_END_LR": 1.0},
+            {0: 2.0, 50: 1.5, 99: 1.0002},
+        ),
+        (
+            {"WARMUP_RATIO": 0.0, "LR_POLICY": "step", "STEPS": [3, 6], "LRS": [0.5, 0.1]},
+            {29: 2.0, 30: 1.0, 59: 1.0, 60: 0.2},
+        ),
+        (
+            {"WARMUP_RATIO": 0.0, "SCHEDULE_EPOCHS": 20, "SCHEDULE_START_EPOCH": 10},
+            {0: 1.0, 50: 0.5},
+        ),
+    ],
+)
+def test_every_key_of_the_configuration_does_what_it_says(tmp_path, keys, expected):
+    """Ten epochs of ten updates, peak 2."""
+    path = tmp_path / "solver.yaml"
+    path.write_text(json.dumps({"SOLVER": {"MAX_EPOCH": 10, "BASE_LR": 2.0, **keys}}))
+    rate = build_schedule(load_config(path).cfg.SOLVER, 10)
+    for update, value in expected.items():
+        assert rate(update) == pytest.approx(value, abs=1e-4), update

@@ -10,7 +10,7 @@ from vimpac_ext.data.loaders import UpdateSampler, train_loader
 from vimpac_ext.engine.checkpoint import Checkpointer
 from vimpac_ext.engine.events import EventLog
 from vimpac_ext.engine.trainer import Trainer, TrainerOptions
-from vimpac_ext.engine.window import NonFiniteLossError
+from vimpac_ext.engine.window import NonFiniteLossError, Window
 
 CPU = torch.device("cpu")
 
@@ -256,3 +256,48 @@ def test_an_exploding_loss_stops_the_run(tmp_path):
     trainer.schedule = lambda update: 100.0
     with pytest.raises(NonFiniteLossError, match=r"loss of update \d is .*FACTOR 2\); its videos"):
         trainer.train()
+
+
+def test_an_explosion_right_after_a_resume_is_told_too(tmp_path):
+    make(tmp_path, epochs=1).train()
+    resumed = make(tmp_path, epochs=2, explosion_factor=2.0)
+    with torch.no_grad():
+        resumed.task.line.weight.fill_(1e3)
+    with pytest.raises(NonFiniteLossError, match=r"loss of update 4 is .*FACTOR 2\); its videos"):
+        resumed.train()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_number_is_found_later_by_who_looks_later(value):
+    """As on a GPU, which is asked at log lines only: the update and the videos are its own."""
+    for what in ("loss", "gradient norm"):
+        window = Window("video {}".format)
+        for update, videos in zip((6, 7, 8), ([1, 2], [3, 4], [5, 6]), strict=True):
+            is_bad = update == 7
+            window.add_loss(torch.tensor(value if is_bad and what == "loss" else 1.0), videos)
+            window.add_norm(torch.tensor(value if is_bad else 1.0))
+        expected = rf"the {what} of update 8 is {value}; its videos are video 3, video 4\."
+        with pytest.raises(NonFiniteLossError, match=expected):
+            window.require_finite(8)
+
+
+def test_waiting_for_data_is_told_apart_from_the_step(tmp_path, monkeypatch):
+    """With a clock that items and steps move: 4 times 2 and 2 times 3 seconds in an update."""
+    seconds = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: seconds[0])
+
+    def slowed(function, cost):
+        def call(*arguments):
+            seconds[0] += cost
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(Points, "__getitem__", slowed(Points.__getitem__, 2))
+    monkeypatch.setattr(LineTask, "training_step", slowed(LineTask.training_step, 3))
+    make(tmp_path, epochs=2, micro=2, log_period=2).train()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["update"] for line in lines] == [2, 3, 4, 6]
+    for line in lines:
+        assert (line["dt"], line["dt_data"], line["dt_net"]) == (14, 8, 6)
+        assert line["videos_per_second"] == pytest.approx(4 / 14, rel=1e-4)

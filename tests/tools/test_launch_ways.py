@@ -9,25 +9,24 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from checkpoint_hash import content_hash
 from processes import free_port
 from tiny_project import make_tiny_project
 
 from vimpac_ext.engine import prepare, run
-from vimpac_ext.engine.checkpoint import newest_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_NET = [sys.executable, str(ROOT / "tools/run_net.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
 
 SLOW_MASKER = """
-import time, torch
+import os, time, torch
 from vimpac_ext.registries import MASKERS
 
 @MASKERS.register()
 class SlowMasker:
     def __call__(self, tokens, generator):
-        time.sleep(0.3)
+        time.sleep(float(os.environ.get("SECONDS_OF_A_MASK", "0.3")))
         return torch.rand(tokens.shape, generator=generator) < 0.3
 """
 SLOW = ["MASKER.NAME", "SlowMasker", "PLUGINS", "[slow_masker]", "SOLVER.MAX_EPOCH", "8"]
@@ -53,7 +52,7 @@ def start(words, folder, **environment):
 
 def finish(*processes):
     """Exit codes, and all that was printed."""
-    outputs = [process.communicate(timeout=180) for process in processes]
+    outputs = [process.communicate(timeout=400) for process in processes]
     text = "".join(out + err for out, err in outputs)
     return [process.returncode for process in processes], text
 
@@ -144,6 +143,21 @@ def test_local_processes_end_together(project, tmp_path, victim):
 
 
 @pytest.mark.slow
+def test_ctrl_c_saves_in_all_processes(project, tmp_path):
+    words = ["--cfg", project / "pretrain.yaml", *SLOW, "NUM_CPU_PROCESSES", "2"]
+    parent = start([*RUN_NET, *words], tmp_path)
+    await_updates(tmp_path / "pretrain", 3)
+    os.kill(parent.pid, signal.SIGINT)
+    (code,), text = finish(parent)
+    assert code == 130
+    assert text.count("error: ") == text.count("error: stopped by SIGTERM after update") == 1
+    codes, text = finish(start([*RUN_NET, *words], tmp_path, SECONDS_OF_A_MASK="0"))
+    assert codes == [0], text
+    assert "resumed from" in text
+    assert len(losses(tmp_path / "pretrain")) == 16
+
+
+@pytest.mark.slow
 def test_torchrun_restarts_continue(project, tmp_path):
     """--max_restarts: a killed process costs the updates since the last checkpoint, no more."""
     words = ["--cfg", project / "pretrain.yaml", *SLOW, "TRAIN.CHECKPOINT_PERIOD_STEPS", "1"]
@@ -183,12 +197,27 @@ def test_a_rehearsal_of_the_cluster(project, tmp_path):
     assert "stopped by SIGUSR1 after update" in logs
     assert "killed by SIGKILL" in logs
     assert losses(folder) == losses(tmp_path / "whole")
-    whole, broken = (
-        read_checkpoint(newest_checkpoint(tmp_path / name / "checkpoints"))["model_state"]
-        for name in ("whole", "broken")
-    )
-    for name, value in whole.items():
-        assert torch.equal(value, broken[name]), name
+    assert content_hash(folder) == content_hash(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_over_is_queued_again(project, tmp_path):
+    """The shortest limit is a minute, of which the last half is for saving."""
+    pytest.importorskip("submitit")
+    base = ["--cfg", project / "pretrain.yaml", *SLOW, "NUM_CPU_PROCESSES", "2"]
+    base += ["SOLVER.MAX_EPOCH", "50", "OUTPUT_DIR"]
+    whole = start([*RUN_NET, *base, tmp_path / "whole"], tmp_path, SECONDS_OF_A_MASK="0")
+    codes, text = finish(whole)
+    assert codes == [0], text
+    tool = [sys.executable, ROOT / "tools/submit.py", "--cluster", "local", "--wait"]
+    tool += ["--minutes", "1", "--folder", tmp_path / "jobs"]
+    (code,), text = finish(start([*tool, *base, tmp_path / "broken"], tmp_path))
+    logs = "".join(path.read_text() for path in (tmp_path / "jobs").glob("*_log.*"))
+    assert code == 0, text + logs
+    assert "after update" in logs
+    assert logs.count("resumed from") >= 1  # as often as a slow machine needs
+    assert losses(tmp_path / "broken") == losses(tmp_path / "whole")
+    assert content_hash(tmp_path / "broken") == content_hash(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from vimpac_ext.engine.assembly import build_task, token_grid
 from vimpac_ext.engine.device_peaks import peak_of
 from vimpac_ext.engine.memory import GIBIBYTE, peak_resident_bytes
 from vimpac_ext.engine.optim import build_optimizer
+from vimpac_ext.engine.step_inputs import StepInputs
 
 _WARM_UP_STEPS = 2
 _MEMORY_STEPS = 3
@@ -81,12 +82,13 @@ class TrainStep:
         if options.compile:
             self.task.backbone.compile()
         self.batch = random_batch(self.loaded, self.task, options.videos)
-        self.batch = {name: value.to(self.device) for name, value in self.batch.items()}
+        if self.device.type == "cuda":  # as the loader's
+            self.batch = {name: value.pin_memory() for name, value in self.batch.items()}
         self.num_clips = self.batch["clips"].shape[:2].numel()
         self.clip_shape = tuple(self.batch["clips"].shape[2:])
         self.optimizer = build_optimizer(self.task, cfg.SOLVER)
         self.max_norm = cfg.SOLVER.CLIP_GRAD_L2NORM
-        self.generator = torch.Generator(self.device)
+        self.inputs = StepInputs(self.task, self.device, seed=0)
 
     def seconds(self) -> float:
         """Wall-clock time of one step."""
@@ -102,10 +104,10 @@ class TrainStep:
     def gradients(self) -> None:
         """Forward and backward pass; the masks are the same every time."""
         self.optimizer.zero_grad(set_to_none=True)
-        self.generator.manual_seed(0)
+        batch = self.inputs(self.batch, step=0)
         enabled = self.loaded.cfg.TRAIN.PRECISION == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=enabled):
-            loss = self.task.training_step(self.batch, self.generator)["loss"]
+            loss = self.task.training_step(batch, self.inputs.generator)["loss"]
         loss.backward()
 
 

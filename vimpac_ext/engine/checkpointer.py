@@ -1,5 +1,6 @@
 """Saving a run and continuing it."""
 
+import itertools
 import logging
 import os
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from vimpac_ext.engine.checkpoint_files import (
     require_same_model,
     require_whole,
 )
-from vimpac_ext.engine.distributed import from_main, is_main, rank, world_size
+from vimpac_ext.engine.distributed import from_main, gather, is_main, rank, world_size
 from vimpac_ext.engine.remote import Mirror
 from vimpac_ext.engine.rng import rng_state
 from vimpac_ext.engine.sharding import whole_state
@@ -69,6 +70,8 @@ class Checkpointer:
     ) -> Path:
         """Writes a checkpoint whole or not at all, then removes the oldest beyond ``keep``.
 
+        Those of later updates do not count: the run has passed them over, since they are damaged.
+
         With a process group, every process calls this; the main one writes.
 
         Args:
@@ -108,7 +111,8 @@ class Checkpointer:
                 "before it"
             ) from error
         if self.keep:
-            for old in checkpoints_in(self.folder)[self.keep :]:
+            found = checkpoints_in(self.folder)
+            for old in found[found.index(path) :][self.keep :]:
                 old.unlink()
         if self.mirror is not None:
             self.mirror.push_or_warn(self.keep)
@@ -152,6 +156,30 @@ class Checkpointer:
         )
         return checkpoint
 
+    def begin_anew(self) -> None:
+        """Sets checkpoints of an earlier run in the folder aside; every process calls this.
+
+        Else they would be taken for newer ones of the run that begins.
+
+        Raises:
+            CheckpointError: there are some in remote storage.
+        """
+        gather(None)  # nobody reads weights from there any more
+        if not is_main():
+            return
+        if self.mirror is not None and self.mirror.has_checkpoints():
+            raise CheckpointError(
+                f"REMOTE_DIR {self.mirror.remote} has checkpoints that this run does not continue "
+                "(TRAIN.AUTO_RESUME is False, or they are damaged); give it a folder of its own"
+            )
+        found = checkpoints_in(self.folder)
+        if not found:
+            return
+        numbers = itertools.count(1)
+        aside = next(p for n in numbers if not (p := Path(f"{self.folder}_{n}")).exists())
+        self.folder.rename(aside)
+        _logger.warning("%d checkpoints of an earlier run are now in %s", len(found), aside)
+
     @property
     def _all(self) -> dict[str, Any]:
         return {**self.facts, **self.order}
@@ -163,7 +191,7 @@ class Checkpointer:
             return states[rank()]
         _logger.warning(
             "saved by %d processes, resumed by %d: videos, masks and learning rates are those of "
-            "an unbroken run, dropout and rounding are not",
+            "an unbroken run; rounding and what a step draws (dropout, MixUp) are not",
             len(states),
             world_size(),
         )
@@ -206,6 +234,12 @@ def _restore_optimizer(
         raise CheckpointError(
             f"{path} has other groups of parameters than SOLVER.NO_DECAY, LR_SCALES and "
             f"LAYER_DECAY make now{hint}"
+        )
+    entries = stored["state"].values()
+    if entries and any("exp_avg" in entry for entry in entries) != ("betas" in optimizer.defaults):
+        raise CheckpointError(
+            f"{path} has the state of another kind of optimizer than {type(optimizer).__name__} "
+            f"(SOLVER.OPTIMIZING_METHOD){hint}"
         )
     own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(stored)

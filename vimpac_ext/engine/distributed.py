@@ -291,7 +291,9 @@ def _await_all(store: Any, name: str, place: Placement, timeout: float) -> None:
 def _says_that_others_are_gone(error: Exception) -> bool:
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    # What gloo says at first, and of a connection that it has closed after waiting too long.
+    signs = ("gloo/transport", "Application timeout caused pair closure")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,8 @@ from vimpac_ext.visualization.sheet import Image
 
 _logger = logging.getLogger(__name__)
 
+_NO_EVALUATIONS = ("train_iter", "test_final")  # kinds that are not logged every few epochs
+
 
 class EventLog:
     """Writes the scalars of a run to every reader at once.
@@ -37,9 +39,9 @@ class EventLog:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "metrics.jsonl"
-        self._evaluated: set[int] = set()
+        self._evaluations: list[dict[str, Any]] = []
         if first_update is not None:
-            self._evaluated = _drop_updates_from(self._path, first_update)
+            self._evaluations = _drop_updates_from(self._path, first_update)
         self._file = self._path.open("a", encoding="utf-8")
         self._tensorboard = None
         if tensorboard:
@@ -63,6 +65,8 @@ class EventLog:
         _logger.info("json_stats: %s", line, extra={"is_printed": True})  # to stdout.log
         self._file.write(line + "\n")
         self._file.flush()
+        if kind not in _NO_EVALUATIONS:
+            self._evaluations.append(json.loads(line))
         if self._tensorboard is not None:
             for name, value in scalars.items():
                 if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -85,7 +89,18 @@ class EventLog:
 
     def evaluated(self, update: int) -> bool:
         """Whether the log of a continued run already has an evaluation after ``update``."""
-        return update in self._evaluated
+        return any(event["update"] == update for event in self._evaluations)
+
+    def least(self, kind: str, name: str, value: float) -> float:
+        """The smallest value of a scalar in this run, with what the log of a continued run has.
+
+        Args:
+            kind: of evaluation.
+            name: of the scalar.
+            value: that is about to be written.
+        """
+        earlier = [e[name] for e in self._evaluations if e["_type"] == kind and name in e]
+        return min([value, *earlier])
 
     def __enter__(self) -> "EventLog":
         return self
@@ -110,7 +125,7 @@ class SilentLog(EventLog):
     """Takes events and writes none; for the processes beside the main one."""
 
     def __init__(self) -> None:
-        self._evaluated = set()
+        self._evaluations = []
 
     def write(self, kind: str, update: int, scalars: dict[str, Any]) -> None:
         """Does nothing."""
@@ -139,11 +154,11 @@ def open_events(
     return EventLog(folder, tensorboard, first_update, wandb) if is_main() else SilentLog()
 
 
-def _drop_updates_from(path: Path, first_update: int) -> set[int]:
-    """Removes the lines of later updates; returns the updates of the evaluations that are left."""
+def _drop_updates_from(path: Path, first_update: int) -> list[dict[str, Any]]:
+    """Removes the lines of later updates; returns the evaluations that are left."""
     if not path.is_file():
-        return set()
-    kept, evaluated = [], set()
+        return []
+    kept, evaluations = [], []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
             event = json.loads(line)
@@ -151,8 +166,8 @@ def _drop_updates_from(path: Path, first_update: int) -> set[int]:
             continue  # cut short when the run was killed
         if event["update"] < first_update:
             kept.append(line)
-            if event["_type"] not in ("train_iter", "test_final"):
-                evaluated.add(event["update"])
+            if event["_type"] not in _NO_EVALUATIONS:
+                evaluations.append(event)
     with atomic_write(path) as file:
         file.writelines(kept)
-    return evaluated
+    return evaluations

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vimpac_ext.engine.distributed import rank, world_size
 from vimpac_ext.engine.sharding import exchange_gradients, is_sharded
-from vimpac_ext.maskers import Noise
+from vimpac_ext.maskers import Noise, has_all, ignores_tokens
 from vimpac_ext.structures import SpecialTokens
 
 Corruption = Callable[..., tuple[Tensor, Tensor]]
@@ -84,16 +84,29 @@ class GlobalMasker:
     def __init__(self, masker: Masker, clips_per_video: int) -> None:
         self.masker = masker
         self.clips_per_video = clips_per_video
+        self.ignores_tokens = ignores_tokens(masker)
         if hasattr(masker, "blocks"):
-            self.blocks = partial(self._draw, masker.blocks)
+            self.blocks = partial(self._make, "blocks", "blocks_of")
 
     def __call__(self, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
         """Masks of these clips, bool (B, T, H, W), from all processes' (B * processes)."""
-        return self._draw(self.masker, tokens, generator)
+        return self._make("__call__", "mask_of", tokens, generator)
 
-    def _draw(self, masker: Masker, tokens: Tensor, generator: torch.Generator | None) -> Tensor:
-        masks = masker(_for_all_processes(tokens, self.clips_per_video), generator)
-        return _of_this_process(masks, self.clips_per_video)
+    def _make(
+        self, whole: str, second: str, tokens: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """Draws for all clips; what can follow in a second step is made of this process's alone."""
+        if has_all(self.masker, "draw", second):
+            masker: Any = self.masker
+            everywhere = tokens[:1].expand(len(tokens) * world_size(), *tokens.shape[1:])
+            drawn = masker.draw(everywhere, generator)
+            made: Tensor = getattr(masker, second)(self._own(drawn), tokens)
+            return made
+        everywhere = _for_all_processes(tokens, self.clips_per_video)
+        return self._own(getattr(self.masker, whole)(everywhere, generator))
+
+    def _own(self, of_all: Tensor) -> Tensor:
+        return _of_this_process(of_all, self.clips_per_video)
 
 
 class GlobalNoise:

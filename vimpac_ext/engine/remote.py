@@ -103,6 +103,14 @@ class Mirror:
             _logger.info("took %s and %d logs from %s", name, len(logs), self.remote)
             return
 
+    def has_checkpoints(self) -> bool:
+        """Whether there are any in the remote folder.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return bool(newest_first(remote_names(f"{self.remote}/{_CHECKPOINTS}")))
+
     def fetch_same(self, path: Path, digest: str) -> None:
         """Makes sure that a checkpoint here is the one that the main process has.
 

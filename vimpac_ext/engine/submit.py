@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,12 +55,14 @@ class TrainingJob:
         try:
             code = start_processes(self.request, loaded.cfg, shard, received.append)
         except ProcessDiedError as error:
-            if self.kills_left == 0:
-                raise
+            # A preemption that comes while nothing is trained, say in the test, ends a process.
+            if not _is_preemption(received):
+                if self.kills_left == 0:
+                    raise
+                self.kills_left -= 1
             _logger.warning("%s; the job is queued again", error)
-            self.kills_left -= 1
             self._queue_again(environment)
-        if code == EXIT_CODE_STOPPED and any(signum in _PREEMPTIONS for signum in received):
+        if code == EXIT_CODE_STOPPED and _is_preemption(received):
             self._queue_again(environment)
         if code:
             raise JobError(f"the run ended with exit code {code}; its error is in this log")
@@ -75,6 +78,10 @@ class TrainingJob:
         os.kill(os.getpid(), getattr(signal, f"SIG{environment.USR_SIG}"))
         time.sleep(_SECONDS_TO_BE_QUEUED)  # on the other nodes, until node 0's takes effect
         raise JobError(f"the job was not queued again within {_SECONDS_TO_BE_QUEUED:g} s")
+
+
+def _is_preemption(received: Sequence[int]) -> bool:
+    return any(signum in _PREEMPTIONS for signum in received)
 
 
 def _shard(node: int, num_nodes: int) -> Shard:
@@ -106,10 +113,16 @@ def submit(
         submitit's jobs.
 
     Raises:
-        ConfigError: for a mistake in a configuration, or different NUM_GPUS.
+        ConfigError: for a mistake in a configuration or a parameter, different NUM_GPUS, or the
+            same OUTPUT_DIR.
         ImportError: if submitit is not installed.
     """
-    num_gpus = {request.files[0]: request.prepare()[0].cfg.NUM_GPUS for request in requests}
+    cfgs = {request.files[0]: request.prepare()[0].cfg for request in requests}
+    folders = Counter(os.path.realpath(cfg.OUTPUT_DIR) for cfg in cfgs.values())
+    shared, jobs = folders.most_common(1)[0]
+    if jobs > 1 or len(cfgs) < len(requests):
+        raise ConfigError(f"jobs that run at the same time must not share OUTPUT_DIR {shared!r}")
+    num_gpus = {file: cfg.NUM_GPUS for file, cfg in cfgs.items()}
     if len(set(num_gpus.values())) > 1:
         listed = ", ".join(f"{file}: {number}" for file, number in num_gpus.items())
         raise ConfigError(f"jobs of one array must have one NUM_GPUS, found {listed}")
@@ -119,11 +132,19 @@ def submit(
         raise ImportError("submitit is missing: pip install 'vimpac_ext[cluster]'") from error
     requeues = {f"{cluster}_max_num_timeout": max_requeues}
     executor = AutoExecutor(folder, cluster=cluster, **requeues)
-    executor.update_parameters(
-        timeout_min=minutes,
-        tasks_per_node=1,  # which starts a process for each GPU
-        gpus_per_node=next(iter(num_gpus.values())),
-        **parameters,
-    )
+    given = {
+        "timeout_min": minutes,
+        "tasks_per_node": 1,  # which starts a process for each GPU
+        "gpus_per_node": next(iter(num_gpus.values())),
+    }
+    for name in given.keys() & parameters.keys():
+        raise ConfigError(
+            f"--parameter {name}: it is {given[name]}, which follows from --minutes, from "
+            "NUM_GPUS, and from one task on each machine, which starts the processes"
+        )
+    try:
+        executor.update_parameters(**given, **parameters)
+    except (NameError, AssertionError) as error:  # so submitit says that a name or value is wrong
+        raise ConfigError(f"--parameter: {error}") from error
     with executor.batch():
         return [executor.submit(TrainingJob(request)) for request in requests]

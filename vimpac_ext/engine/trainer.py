@@ -20,6 +20,7 @@ from vimpac_ext.engine.events import EventLog
 from vimpac_ext.engine.parallel import Replica, share_buffers
 from vimpac_ext.engine.rng import kept_rng, rng_state, set_rng_state
 from vimpac_ext.engine.sharding import clip_gradients, whole_state
+from vimpac_ext.engine.step_inputs import StepInputs
 from vimpac_ext.engine.step_meter import StepMeter
 from vimpac_ext.engine.stopping import StopRequest, TrainingStopped
 from vimpac_ext.engine.window import NonFiniteLossError, Window
@@ -106,7 +107,7 @@ class Trainer:
         self.options = options
         self.evaluate = evaluate
         self.accumulation = sampler.batch_size // sampler.micro_batch_size
-        self.generator = torch.Generator(device)
+        self.inputs = StepInputs(task, device, options.seed)
         self.replica = Replica(task)
         self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
         self.ema = Ema(task, options.ema_decay) if options.ema_decay else None
@@ -116,12 +117,19 @@ class Trainer:
         self._rng: dict[str, Any] | None = None
         self._last_loss: float | None = None
 
-    def restore(self, checkpoint: Mapping[str, Any]) -> None:
-        """Takes from a checkpoint what is neither the model's nor the optimizer's."""
-        self.scaler.load_state_dict(checkpoint["scaler_state"])
+    def restore(self, checkpoint: Mapping[str, Any]) -> bool:
+        """Takes from a checkpoint what is neither the model's nor the optimizer's.
+
+        Returns:
+            Whether it has this process's random state; else there is none.
+        """
+        if checkpoint["scaler_state"]:  # else the run had another precision so far
+            self.scaler.load_state_dict(checkpoint["scaler_state"])
         if self.ema is not None:
             self.ema.load(checkpoint["ema_state"] or checkpoint["model_state"])
         self._rng = self.checkpointer.rng_state_of_process(checkpoint)
+        self._last_loss = checkpoint.get("last_loss")  # an explosion is told from it
+        return self._rng is not None
 
     def train(self) -> None:
         """Trains to the end; logs, saves and evaluates on the way.
@@ -163,16 +171,13 @@ class Trainer:
         total: dict[str, Tensor] = {}
         videos = []
         for micro_step in range(self.accumulation):
-            batch = self._next(batches)
+            batch = self._next(batches, update * self.accumulation + micro_step)
             videos += batch.pop("videos")
-            # A seed for each micro-step: masks do not depend on where a run was resumed.
-            step = update * self.accumulation + micro_step
-            self.generator.manual_seed(self.options.seed * 1_000_003 + step)
             # Gradients of several micro-batches are averaged over the processes once.
             is_last = micro_step == self.accumulation - 1
             with self.replica.exchange(is_last), self.meter.watch(batch):
                 with self._autocast():
-                    scalars = self.replica(batch, self.generator)
+                    scalars = self.replica(batch, self.inputs.generator)
                 self.meter.end_forward()
                 self.scaler.scale(scalars["loss"] / self.accumulation).backward()
             for name, value in scalars.items():
@@ -191,14 +196,11 @@ class Trainer:
             self.ema.update(self.task)
         return total
 
-    def _next(self, batches: Iterator[Mapping[str, Any]]) -> dict[str, Any]:
+    def _next(self, batches: Iterator[Mapping[str, Any]], step: int) -> dict[str, Any]:
         started = time.perf_counter()
         batch = next(batches)
         videos = batch["video_index"].tolist()  # here, where it costs no synchronisation
-        on_device = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        on_device = self.inputs(batch, step)
         self.window.data_seconds += time.perf_counter() - started
         return {**on_device, "videos": videos}
 
@@ -246,6 +248,7 @@ class Trainer:
             "scaler_state": self.scaler.state_dict(),
             "ema_state": whole_state(self.ema.state) if self.ema else None,
             "rng_states": states,
+            "last_loss": self._last_loss,
         }
         epoch, inside = divmod(done, self.sampler.updates_per_epoch)
         path = self.checkpointer.save(

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -98,6 +99,8 @@ def train(
     loading = cfg.DATA_LOADER
     bad = folder / "bad_videos.jsonl"
     loader = train_loader(clips, sampler, loading.NUM_WORKERS, loading.PIN_MEMORY, bad)
+    if checkpoint is None:
+        checkpointer.begin_anew()
     if is_main():
         if checkpoint is None:  # of an earlier run; the others load nothing before the main process
             bad.unlink(missing_ok=True)
@@ -116,17 +119,15 @@ def train(
             events,
             device,
             _options(cfg),
-            evaluate=partial(_evaluate, tester, monitor, task, events)
+            evaluate=partial(_evaluate, tester, monitor, task, events, sampler)
             if tester or monitor
             else None,
             name_video=lambda index: repr(clips.records[index].video_id),
             meter=step_meter(cfg, task, device),
             draw=partial(_draw, pictures, task, events) if pictures else None,
         )
-        if checkpoint:
-            trainer.restore(checkpoint)
-        else:
-            _part_ways(cfg.RNG_SEED)
+        if not (checkpoint and trainer.restore(checkpoint)):
+            _part_ways(cfg.RNG_SEED, sampler.first_update)
         trainer.train()
     return _finish(task, trainer, folder), sampler.num_updates
 
@@ -233,9 +234,11 @@ def _start(
     return None
 
 
-def _part_ways(seed: int) -> None:
-    """From here on each process draws its own numbers, e.g. for dropout; the main one goes on."""
-    if rank():
+def _part_ways(seed: int, update: int) -> None:
+    """From here on each process draws numbers of its own, which the run has not drawn before."""
+    if update:
+        seed_rng(int(np.random.SeedSequence((seed, update, rank())).generate_state(1)[0]))
+    elif rank():
         seed_rng(seed * 1_000_003 + rank())
 
 
@@ -274,19 +277,19 @@ def _evaluate(
     monitor: KnnMonitor | None,
     task: nn.Module,
     events: EventLog,
+    sampler: UpdateSampler,
     update: int,
 ) -> None:
     task = whole(task)
+    epoch = {"epoch": f"{update // sampler.updates_per_epoch}/{sampler.num_epochs}"}
     if monitor is not None and is_main():  # the others wait for it in the next step
-        events.write("knn_epoch", update, monitor.run(task, update))
+        events.write("knn_epoch", update, {**epoch, **monitor.run(task, update)})
     if tester is None:
         return
     result = tester.run(task)
-    events.write(
-        "val_epoch",
-        update,
-        {"top1_err": 100 - result.topk_accuracy(1), "top5_err": 100 - result.topk_accuracy(5)},
-    )
+    errors = {f"top{k}_err": 100 - result.topk_accuracy(k) for k in (1, 5)}
+    least = {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
+    events.write("val_epoch", update, {**epoch, **errors, **least})
 
 
 def _draw(pictures: TrainingPictures, task: nn.Module, events: EventLog, update: int) -> None:

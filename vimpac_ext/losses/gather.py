@@ -23,7 +23,7 @@ def sum_over_processes(values: Tensor) -> None:
 def sizes_of_processes(size: int, device: torch.device) -> list[int]:
     """The ``size`` that each process gives, in rank order; one entry without a process group.
 
-    With several processes on GPUs this waits for the GPU.
+    No GPU is waited for where the processes can talk past theirs, as those of the trainer can.
 
     Args:
         size: what this process gives.
@@ -31,10 +31,14 @@ def sizes_of_processes(size: int, device: torch.device) -> list[int]:
     """
     if num_processes() == 1:
         return [size]
-    own = torch.tensor([size], device=device)
+    own = torch.tensor([size], device="cpu" if _reaches_main_memory() else device)
     sizes = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, own)
     return torch.cat(sizes).tolist()
+
+
+def _reaches_main_memory() -> bool:
+    return "cpu:" in dist.get_backend_config()
 
 
 def gather(rows: Tensor) -> Tensor:

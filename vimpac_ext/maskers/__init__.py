@@ -1,5 +1,6 @@
 """Maskers: which tokens to hide (contract: `vimpac_ext.registries.MASKERS`)."""
 
+from vimpac_ext.maskers.abilities import has_all, ignores_tokens
 from vimpac_ext.maskers.block import BlockMasker, blocks_to_mask, single_blocks
 from vimpac_ext.maskers.corruption import Noise, corrupt, replace_blocks
 from vimpac_ext.maskers.induced_ratio import induced_mask_ratio, num_blocks_for_ratio
@@ -13,6 +14,8 @@ __all__ = [
     "UniformMasker",
     "blocks_to_mask",
     "corrupt",
+    "has_all",
+    "ignores_tokens",
     "induced_mask_ratio",
     "num_blocks_for_ratio",
     "replace_blocks",

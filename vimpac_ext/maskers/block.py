@@ -1,6 +1,7 @@
 """Block masking (paper, Section 3.2 and Appendix B)."""
 
 import logging
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class BlockMasker:
         ValueError: if there is less than one box, if `num_blocks` and `ratio` are both given, or
             if `ratio` is not between 0 and 1 or comes without a grid.
     """
+
+    ignores_tokens: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,12 +80,24 @@ class BlockMasker:
         Returns:
             bool (B, num_blocks, T, H, W), True = hidden by that block.
         """
+        return self.blocks_of(self.draw(tokens, generator), tokens)
+
+    def draw(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The random numbers of each clip's mask, float32 (B, 2, 3, num_blocks): sizes, places."""
+        shape = (2, 3, len(tokens), self.num_blocks)
+        return uniform_draws(shape, tokens.device, generator).movedim(2, 0)
+
+    def mask_of(self, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """The mask that follows from the numbers of `draw`, as that of a call."""
+        return self.blocks_of(drawn, tokens).any(dim=1)
+
+    def blocks_of(self, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """The blocks that follow from the numbers of `draw`, as those of `blocks`."""
         grid = (tokens.shape[1], tokens.shape[2], tokens.shape[3])
-        draws = uniform_draws((2, 3, len(tokens), self.num_blocks), tokens.device, generator)
         lengths, starts = [], []
         for axis, (size, longest) in enumerate(zip(grid, longest_block(grid), strict=True)):
-            lengths.append(1 + (draws[0, axis] * longest).long())  # (B, blocks)
-            starts.append((draws[1, axis] * (size - lengths[-1] + 1)).long())
+            lengths.append(1 + (drawn[:, 0, axis] * longest).long())  # (B, blocks)
+            starts.append((drawn[:, 1, axis] * (size - lengths[-1] + 1)).long())
         return single_blocks(torch.stack(lengths, -1), torch.stack(starts, -1), grid)
 
 

@@ -1,6 +1,7 @@
 """Tube masking: the same places in every frame, so that no frame gives a hidden token away."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class TubeMasker:
         ValueError: if it is not between 0 and 1.
     """
 
+    ignores_tokens: ClassVar[bool] = True
+
     def __init__(self, ratio: float = 0.15) -> None:
         if not 0 < ratio < 1:
             raise ValueError(f"ratio={ratio} must be between 0 and 1")
@@ -38,10 +41,17 @@ class TubeMasker:
         Returns:
             bool (B, T, H, W), True = hidden.
         """
+        return self.mask_of(self.draw(tokens, generator), tokens)
+
+    def draw(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The random numbers of each clip's mask, float32 (B, H * W)."""
+        shape = (len(tokens), tokens.shape[2] * tokens.shape[3])
+        return uniform_draws(shape, tokens.device, generator)
+
+    def mask_of(self, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """The mask that follows from the numbers of `draw`, as that of a call."""
         num_clips, frames, height, width = tokens.shape
-        places = height * width
-        num_hidden = max(1, math.floor(self.ratio * places + 0.5))
-        draws = uniform_draws((num_clips, places), tokens.device, generator)
-        hidden = draws.argsort(dim=1)[:, :num_hidden]  # (B, hidden)
-        mask = torch.zeros_like(draws, dtype=torch.bool).scatter_(1, hidden, True)
+        num_hidden = max(1, math.floor(self.ratio * height * width + 0.5))
+        hidden = drawn.argsort(dim=1)[:, :num_hidden]  # (B, hidden)
+        mask = torch.zeros_like(drawn, dtype=torch.bool).scatter_(1, hidden, True)
         return mask.view(num_clips, 1, height, width).repeat(1, frames, 1, 1)

@@ -1,5 +1,7 @@
 """Independent masking of single tokens (paper, Section 5.2)."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ class UniformMasker:
         ValueError: if it is not between 0 and 1.
     """
 
+    ignores_tokens: ClassVar[bool] = True
+
     def __init__(self, ratio: float = 0.15) -> None:
         if not 0 < ratio < 1:
             raise ValueError(f"ratio={ratio} must be between 0 and 1")
@@ -33,4 +37,12 @@ class UniformMasker:
         Returns:
             bool (B, T, H, W), True = hidden.
         """
-        return uniform_draws(tokens.shape, tokens.device, generator) < self.ratio
+        return self.mask_of(self.draw(tokens, generator), tokens)
+
+    def draw(self, tokens: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The random numbers of each clip's mask, float32 (B, T, H, W)."""
+        return uniform_draws(tokens.shape, tokens.device, generator)
+
+    def mask_of(self, drawn: Tensor, tokens: Tensor) -> Tensor:
+        """The mask that follows from the numbers of `draw`, as that of a call."""
+        return drawn < self.ratio

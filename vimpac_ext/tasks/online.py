@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from vimpac_ext.structures import SpecialTokens
 
+UNKNOWN = -1  # in the place of a token that has not been made yet
+
 
 class OnlineTokenizer:
     """Turns pixel clips into token clips with a frozen tokenizer.
@@ -38,7 +40,23 @@ class OnlineTokenizer:
             self.tokenizer.to(clips.device)
             self._device = clips.device
         frames = clips.transpose(1, 2)  # (B, T, 3, H, W)
-        is_padding = frames[:, :, 0, 0, 0].isnan()  # (B, T)
         tokens: Tensor = self.tokenizer.encode(frames.nan_to_num().flatten(0, 1))
-        tokens = tokens.unflatten(0, frames.shape[:2])
+        return self._padded(tokens.unflatten(0, frames.shape[:2]), clips)
+
+    def unknown(self, clips: Tensor) -> Tensor:
+        """What is known of the tokens before they are made: `UNKNOWN`, [PAD] at padding frames.
+
+        Args:
+            clips: as for a call.
+
+        Returns:
+            int64 (B, T, h, w).
+        """
+        batch, _, frames, *sizes = clips.shape
+        grid = (size // self.tokenizer.stride for size in sizes)
+        tokens = torch.full((batch, frames, *grid), UNKNOWN, device=clips.device)
+        return self._padded(tokens, clips)
+
+    def _padded(self, tokens: Tensor, clips: Tensor) -> Tensor:
+        is_padding = clips[:, 0, :, 0, 0].isnan()  # (B, T)
         return tokens.masked_fill(is_padding[:, :, None, None], self.special.pad)

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vimpac_ext.losses import masked_token_accuracy
-from vimpac_ext.maskers import Noise, corrupt
+from vimpac_ext.maskers import Noise, corrupt, ignores_tokens
 from vimpac_ext.registries import TASKS
 from vimpac_ext.structures import SpecialTokens
 from vimpac_ext.tasks.objective import apply_heads, weighted_losses
-from vimpac_ext.tasks.online import OnlineTokenizer
+from vimpac_ext.tasks.online import UNKNOWN, OnlineTokenizer
 
 Masker = Callable[[Tensor, torch.Generator | None], Tensor]
 
@@ -93,7 +93,8 @@ class PretrainTask(nn.Module):
         """Losses of one micro-batch.
 
         Args:
-            batch: "clips" int64 (B, 2, T, H, W), or float (B, 2, 3, T, H, W) for pixels.
+            batch: "clips" int64 (B, 2, T, H, W), or float (B, 2, 3, T, H, W) for pixels; and what
+                `prepare` gives. Without it, that is drawn here.
             generator: source of the mask and the noise.
 
         Returns:
@@ -103,8 +104,7 @@ class PretrainTask(nn.Module):
             ValueError: if a head or a loss reads what nothing gives, such as token logits without
                 a token head.
         """
-        # [clip 1 of all videos; clip 2 of all videos], the order that InfoNCE expects.
-        clips = batch["clips"].transpose(0, 1).flatten(0, 1)
+        clips = _in_order(batch["clips"])
         tokens = clips if self.tokenize is None else self.tokenize(clips)
         outputs: dict[str, Any] = {}
         targets: dict[str, Tensor] = {}
@@ -115,17 +115,44 @@ class PretrainTask(nn.Module):
             outputs |= apply_heads(unmasked, self.backbone(original))
         # Last: a loss that reads "cls" or "features" gets those of this pass, where there is one.
         if self.masker is not None and (masked or not unmasked):
-            hidden, mask = self._hide(tokens, generator)
-            targets["token_targets"] = tokens[mask]
+            drawn = batch if "mask" in batch else self._hide(tokens, generator)
+            mask, positions = drawn["mask"], drawn["mask_positions"]
+            targets["token_targets"] = tokens.flatten().index_select(0, positions)
             if self.reads_pixels:
                 encoded = at_token_grid(self.backbone(self._blank(clips, mask)), mask.shape[1:])
             else:
-                encoded = self.backbone(hidden)
-            outputs |= apply_heads(masked, {**encoded, "mask": mask})
+                hidden = drawn["hidden"]
+                encoded = self.backbone(torch.where(hidden == UNKNOWN, tokens, hidden))
+            outputs |= apply_heads(masked, {**encoded, "mask": mask, "mask_positions": positions})
         scalars = weighted_losses(self.losses, outputs, targets)
         if "token_logits" in outputs:
             scalars["mask_accuracy"] = masked_token_accuracy(outputs, targets)
         return scalars
+
+    def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+        """Draws what a step hides, where the clips still are in main memory.
+
+        Only there it costs nothing to learn how many tokens are hidden. Where tokens are made in
+        the step and the masker wants to see them, nothing can be drawn before.
+
+        Args:
+            batch: as for `training_step`.
+            generator: source of the mask and the noise.
+
+        Returns:
+            "mask", bool (2B, T, H, W), True = hidden, clip 1 of all videos first; its
+            "mask_positions" when flattened, int64 (M,); and, for a backbone that reads tokens,
+            those that it sees, "hidden" (2B, T, H, W), `UNKNOWN` where they are the clip's own.
+            Nothing without a masker.
+        """
+        if self.masker is None:
+            return {}
+        clips = _in_order(batch["clips"])
+        if self.tokenize is None:
+            return self._hide(clips, generator)
+        if not ignores_tokens(self.masker):
+            return {}
+        return self._hide(self.tokenize.unknown(clips), generator)
 
     def encode(self, clips: Tensor) -> dict[str, Tensor]:
         """What the backbone gives for clips in which nothing is hidden.
@@ -140,11 +167,16 @@ class PretrainTask(nn.Module):
         outputs: dict[str, Tensor] = self.backbone(clips)
         return outputs
 
-    def _hide(self, tokens: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _hide(self, tokens: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """What `prepare` gives, for tokens (2B, T, H, W), of which some may be UNKNOWN."""
         draw: Any = self.masker
         if self.noise == "block":
             draw = draw.blocks
-        return self.corrupt(tokens, draw(tokens, generator), self.special, self.noise, generator)
+        hidden, mask = self.corrupt(
+            tokens, draw(tokens, generator), self.special, self.noise, generator
+        )
+        drawn = {"mask": mask, "mask_positions": mask.flatten().nonzero().squeeze(1)}
+        return drawn if self.reads_pixels else {**drawn, "hidden": hidden}
 
     def _blank(self, clips: Tensor, mask: Tensor | None = None) -> Tensor:
         """The mean colour, zero after normalisation, at padding and where tokens are masked."""
@@ -156,6 +188,11 @@ class PretrainTask(nn.Module):
             pixels = mask.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
             blank = blank | pixels[:, None]
         return torch.where(blank, getattr(self.backbone, "mean", 0.5), clips)
+
+
+def _in_order(clips: Tensor) -> Tensor:
+    """(B, 2, ...) -> [clip 1 of all videos; clip 2 of all videos], the order of InfoNCE."""
+    return clips.transpose(0, 1).flatten(0, 1)
 
 
 def at_token_grid(outputs: Mapping[str, Tensor], grid: Sequence[int]) -> dict[str, Tensor]:

@@ -145,7 +145,7 @@ class TrainTokenizerTask(nn.Module):
         tokens = self._trainable.nearest_codes(features)
         codes = codebook[tokens]
         chosen = tokens.flatten()
-        counts = torch.bincount(chosen, minlength=len(codebook)).to(vectors.dtype)
+        counts = _counts(tokens, len(codebook)).to(vectors.dtype)
         sums = torch.zeros_like(codebook).index_add_(0, chosen, vectors)
         for total in (counts, sums):
             sum_over_processes(total)
@@ -167,9 +167,16 @@ class TrainTokenizerTask(nn.Module):
         self.code_sums.copy_(torch.where(dead[:, None], fresh * mean_count, self.code_sums))
 
 
+def _counts(tokens: Tensor, vocab_size: int) -> Tensor:
+    """How often each token occurs, int64 (V,)."""
+    chosen = tokens.flatten()  # not by torch.bincount, which waits for a GPU
+    counts = torch.zeros(vocab_size, dtype=torch.int64, device=tokens.device)
+    return counts.index_add_(0, chosen, torch.ones_like(chosen))
+
+
 def _perplexity(tokens: Tensor, vocab_size: int) -> Tensor:
     """Exponential of the entropy, in nats, of how often each token of all processes occurs."""
-    counts = torch.bincount(tokens.flatten(), minlength=vocab_size)
+    counts = _counts(tokens, vocab_size)
     sum_over_processes(counts)
     entropy: Tensor = torch.special.entr(counts / counts.sum()).sum()
     return entropy.exp()
