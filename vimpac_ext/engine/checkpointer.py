@@ -38,7 +38,7 @@ class Checkpointer:
         facts: further plain values to store, e.g. the tokenizer's fingerprint.
         keep: newest checkpoints that are kept; 0 = all.
         order: what decides which videos are in which update, name -> plain value.
-        mirror: copy of the folder in remote storage.
+        mirror: copy of the run in remote storage; the folder is its own or a stage's below that.
     """
 
     def __init__(
@@ -111,7 +111,8 @@ class Checkpointer:
             for old in checkpoints_in(self.folder)[self.keep :]:
                 old.unlink()
         if self.mirror is not None:
-            self.mirror.push_or_warn(self.keep)
+            place = self.folder.parent.relative_to(self.mirror.folder)
+            self.mirror.push_or_warn(self.keep, "" if place == Path() else place.as_posix())
         return path
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -129,10 +130,7 @@ class Checkpointer:
         path = from_main(self._newest_whole() if is_main() else None)
         if path is None:
             return None
-        if self.mirror is not None:
-            digest = from_main(sha256_of(path) if is_main() else "")
-            if not is_main():
-                self.mirror.fetch_same(path, digest)
+        self.share(path)
         hint = "; choose another OUTPUT_DIR, or TRAIN.AUTO_RESUME False to start again"
         checkpoint = read_checkpoint(path, check=False)  # the main process has checked
         if "rng_states" not in checkpoint:
@@ -151,6 +149,21 @@ class Checkpointer:
             checkpoint["update"],
         )
         return checkpoint
+
+    def share(self, path: Path) -> None:
+        """Brings the main process's checkpoint to machines that do not have it.
+
+        With a process group, every process calls this. It does nothing without a mirror, nor for
+        a file that is not of this run.
+
+        Raises:
+            OSError: it is not in the mirror.
+        """
+        if self.mirror is None or not path.is_relative_to(self.mirror.folder):
+            return
+        digest = from_main(sha256_of(path) if is_main() and path.is_file() else "")
+        if digest and not is_main():
+            self.mirror.fetch_same(path, digest)
 
     @property
     def _all(self) -> dict[str, Any]:

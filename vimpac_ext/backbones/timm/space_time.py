@@ -162,8 +162,7 @@ class _FrameBlock(nn.Module):
         prefix = prefix + change[:, :, : prefix.shape[1]].mean(dim=1)
         patches = patches + change[:, :, -num_patches:]
         x = torch.cat([prefix, patches.flatten(1, 2)], dim=1)
-        x = x + part.drop_path2(part.ls2(part.mlp(part.norm2(x))))
-        return x
+        return x + part.drop_path2(part.ls2(part.mlp(part.norm2(x))))  # no view: FSDP hooks on it
 
 
 class _TimeAttention(nn.Module):
