@@ -36,14 +36,13 @@ def reference(
 ) -> tuple[Tensor, Tensor]:
     """Row by row, as the formula is written; slow. See `attend_rows`."""
     grid = tokens[0].shape[1:4]
-    parts = [_rows(part, pattern) for part in tokens]
+    rows = zip(*(_rows(part, pattern).unbind(1) for part in tokens), strict=True)
     of_rows, of_cls = [], []
-    for row in range(parts[0].shape[1]):
+    for number, row in enumerate(rows):
         query, key, value = (
-            torch.cat([one[:, :, None], part[:, row]], dim=2)
-            for one, part in zip(cls, parts, strict=True)
+            torch.cat([one[:, :, None], part], dim=2) for one, part in zip(cls, row, strict=True)
         )
-        scores = query @ key.mT / math.sqrt(query.shape[-1]) + key_bias[:, row]
+        scores = query @ key.mT / math.sqrt(query.shape[-1]) + key_bias[:, number]
         result = scores.softmax(dim=-1) @ value
         of_cls.append(result[:, :, 0])
         of_rows.append(result[:, :, 1:])
