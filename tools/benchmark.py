@@ -7,11 +7,12 @@
     python tools/benchmark.py data --only extraction --tokenizer dalle --device cuda
     python tools/benchmark.py train --cfg configs/vimpac/pretrain_small.yaml --precision fp32 bf16
     python tools/benchmark.py train --cfg A.yaml --compare B.yaml --output numbers.json
+    python tools/benchmark.py attention --device cuda     # ways to attend along short rows
     python tools/benchmark.py models configs/benchmark/k400_*.yaml   # any configurations
     python tools/benchmark.py demo                        # five models on the demo's videos
 
-What "data" and "train" compare is measured in turns, in one run. Files are written to a temporary
-folder (set TMPDIR to choose the disk) and removed. As a table:
+What "data", "train" and "attention" compare is measured in turns, in one run. Files are written to
+a temporary folder (set TMPDIR to choose the disk) and removed. As a table:
 python -m vimpac_ext.benchmarks.table --help
 """
 
@@ -24,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from vimpac_ext.benchmarks.arguments import add_data, add_train
+from vimpac_ext.benchmarks.arguments import add_attention, add_data, add_train
 from vimpac_ext.benchmarks.models_command import add_demo, add_models
 from vimpac_ext.command_line import run_tool
 from vimpac_ext.files import atomic_write
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subcommands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for add in (add_data, add_train):  # these have "measurements"
+    for add in (add_data, add_train, add_attention):  # these have "measurements"
         add(subcommands).add_argument(
             "--output", type=Path, metavar="JSON", help="write the numbers, too"
         )

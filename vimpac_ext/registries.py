@@ -75,7 +75,7 @@ BACKBONES = _registry(
     Optional: ``num_layers: int`` N and ``layer_of(name: str) -> int``, the layer of a parameter of
     that name in the backbone, 0 (embedding) to N + 1 (after the layers), for SOLVER.LAYER_DECAY;
     ``layers: nn.ModuleList``, modules called one after the other, whose weights TRAIN.PARALLEL fsdp
-    gathers one at a time.
+    gathers one at a time; a property where a wrapped model has them under another name.
     Runtime arguments on request: ``grid: tuple[int, int, int]`` (frames, height and width in
     tokens), ``clip_size: tuple[int, int, int]`` (in frames and pixels), ``vocab_size: int``.
     """,

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vimpac_ext import compat
 from vimpac_ext.backbones.layer_numbers import layer_number
@@ -96,6 +96,15 @@ class HuggingFaceBackbone(PixelBackbone):
         self.embed_dim = config.hidden_size
         self.num_layers = config.num_hidden_layers
         self.require_fit("Set DATA.NUM_FRAMES and the crop sizes to what the model takes")
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The wrapped model's layers, in the order in which they are called."""
+        starts = [name.removesuffix(".") for name in _LAYERS]
+        found = (module for name, module in self.named_modules() if name in starts)
+        layers = next(found)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1 (see `layer_number`)."""

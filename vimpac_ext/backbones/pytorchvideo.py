@@ -107,6 +107,12 @@ class PytorchVideoBackbone(PixelBackbone):
             "BACKBONE.global_pool True for smaller clips"
         )
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """MViT's layers, or a CNN's stem and stages, in the order in which they are called."""
+        blocks = (block for block in self.model.blocks if any(True for _ in block.parameters()))
+        return nn.ModuleList(blocks)
+
     def layer_of(self, name: str) -> int:
         """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1; only MViT has numbers."""
         if self.num_layers is None:

@@ -94,3 +94,57 @@ def _train_measurements(arguments: argparse.Namespace) -> Iterator[Callable[[Pat
         )
     ]
     yield lambda folder: measure_training(variants, arguments.rounds)
+
+
+def add_attention(subcommands: Any) -> argparse.ArgumentParser:
+    """Ways to attend along short rows."""
+    parser: argparse.ArgumentParser = subcommands.add_parser(
+        "attention",
+        help="ways to compute the attention of short rows with CLS; needs no data",
+        description="Forward and backward pass of the attention along one axis: as the backbone "
+        "does it, PyTorch's fused attention on each row or on several in one masked sequence, "
+        "products with CLS apart, and on a GPU with Triton a kernel of our own. Each is checked "
+        "against a reference, then all take turns.",
+    )
+    add = parser.add_argument
+    add("--grid", nargs="+", default=["5x16x16", "5x32x32"], metavar="TxHxW", help="in tokens")
+    add("--axes", nargs="+", choices=("T", "H", "W"), default=["T", "H"], help="default: T H")
+    add("--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    add("--clips", type=int, default=8, help="in a batch (default: %(default)s)")
+    add("--heads", type=int, default=8, help="along the axis (default: %(default)s)")
+    add("--head_size", type=int, default=64, help="default: %(default)s")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
+    add("--compile", action="store_true", help="with torch.compile")
+    add("--threads", type=int, default=0, help="of the CPU (default: PyTorch's choice)")
+    add("--rounds", type=int, default=9, help="turns that are timed (default: %(default)s)")
+    parser.set_defaults(measurements=_attention_measurements)
+    return parser
+
+
+def _attention_measurements(arguments: argparse.Namespace) -> Iterator[Callable[[Path], Any]]:
+    import torch
+
+    from vimpac_ext.benchmarks.attention import RowOptions, measure_attention
+
+    numbers = (arguments.clips, arguments.heads, arguments.head_size, arguments.rounds)
+    if min(numbers) < 1 or arguments.threads < 0:
+        raise ValueError(
+            "--clips, --heads, --head_size and --rounds must be at least 1, --threads at least 0"
+        )
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: PyTorch finds no such device")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    sizes = (arguments.clips, arguments.heads, arguments.head_size)
+    candidates = [
+        RowOptions(_grid(grid), axis, precision, *sizes, arguments.device, arguments.compile)
+        for precision, grid, axis in product(arguments.precision, arguments.grid, arguments.axes)
+    ]
+    yield lambda folder: measure_attention(candidates, arguments.rounds)
+
+
+def _grid(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"--grid must be three positive numbers such as 5x16x16, found {text!r}")
+    return int(parts[0]), int(parts[1]), int(parts[2])

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fvcore.common.config import CfgNode
+
 from vimpac_ext.config.load import COMMAND_LINE, STAGES, ConfigError, LoadedConfig, overlaid
 from vimpac_ext.config.trees import flat
 
@@ -34,9 +36,9 @@ def stages_of(loaded: LoadedConfig) -> list[LoadedConfig]:
 
     Unless a stage says otherwise, all share one learning-rate schedule: SCHEDULE_START_EPOCH is
     what the stages before it have trained and SCHEDULE_EPOCHS the epochs of all together. Stage i
-    works in OUTPUT_DIR/stage_i. All but the first start from the last checkpoint of the one before,
-    with its moments unless TRAIN.CHECKPOINT_OPTIMIZER is set False in the stage. Only the last is
-    tested after its training.
+    works in OUTPUT_DIR/stage_i, whose copy is REMOTE_DIR/stage_i. All but the first start from the
+    last checkpoint of the one before, with its moments unless TRAIN.CHECKPOINT_OPTIMIZER is set
+    False in the stage. Only the last is tested after its training.
 
     Raises:
         ConfigError: naming the stage, for an unknown key or value or one that it may not set.
@@ -57,13 +59,22 @@ def stages_of(loaded: LoadedConfig) -> list[LoadedConfig]:
 
 
 def last_stage(loaded: LoadedConfig) -> LoadedConfig:
-    """The configuration to test and to use the finished model with; OUTPUT_DIR is the run's."""
+    """The configuration to test and to use the finished model with; the folders are the run's."""
     last = stages_of(loaded)[-1]
     cfg = last.cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR = loaded.cfg.OUTPUT_DIR
+    cfg.OUTPUT_DIR, cfg.REMOTE_DIR = loaded.cfg.OUTPUT_DIR, loaded.cfg.REMOTE_DIR
     cfg.freeze()
     return replace(last, cfg=cfg)
+
+
+def folders_of(cfg: CfgNode) -> list[str]:
+    """Where below OUTPUT_DIR each stage works; "" alone, the folder itself, without TRAIN.STAGES.
+
+    Args:
+        cfg: configuration of the run.
+    """
+    return [f"stage_{index}" for index in range(len(cfg.TRAIN.STAGES))] or [""]
 
 
 def _name_of_stage(loaded: LoadedConfig, index: int) -> str:
@@ -82,13 +93,15 @@ def _place(loaded: LoadedConfig, merged: list[LoadedConfig], index: int) -> dict
         solver["SCHEDULE_START_EPOCH"] = start + sum(epochs[:index])
     if not cfg.SOLVER.SCHEDULE_EPOCHS:
         solver["SCHEDULE_EPOCHS"] = start + sum(epochs)
-    folder = Path(loaded.cfg.OUTPUT_DIR)
+    folder, names = Path(loaded.cfg.OUTPUT_DIR), folders_of(loaded.cfg)
     if index > 0:
         last = f"checkpoints/checkpoint_epoch_{epochs[index - 1]:05d}.pyth"
-        train["CHECKPOINT_FILE_PATH"] = str(folder / f"stage_{index - 1}" / last)
+        train["CHECKPOINT_FILE_PATH"] = str(folder / names[index - 1] / last)
         if "TRAIN.CHECKPOINT_OPTIMIZER" not in own:
             train["CHECKPOINT_OPTIMIZER"] = True
-    place = {"OUTPUT_DIR": str(folder / f"stage_{index}"), "SOLVER": solver, "TRAIN": train}
+    place = {"OUTPUT_DIR": str(folder / names[index]), "SOLVER": solver, "TRAIN": train}
+    if loaded.cfg.REMOTE_DIR:
+        place["REMOTE_DIR"] = f"{loaded.cfg.REMOTE_DIR.rstrip('/')}/{names[index]}"
     if index < len(merged) - 1 and not cfg.TRAIN.EVAL_PERIOD:
         place["TEST"] = {"ENABLE": False}
     return place

@@ -130,8 +130,6 @@ def check_folders(loaded: LoadedConfig) -> None:
     _require(loaded, "OUTPUT_DIR", local, "a folder of this machine; REMOTE_DIR takes a copy of it")
     remote = loaded.cfg.REMOTE_DIR
     _require(loaded, "REMOTE_DIR", not remote or "://" in remote, "empty or a URL")
-    alone = not (remote and loaded.cfg.TRAIN.STAGES)
-    _require(loaded, "REMOTE_DIR", alone, "empty, since TRAIN.STAGES has folders for each stage")
 
 
 def _check_knn(loaded: LoadedConfig) -> None:

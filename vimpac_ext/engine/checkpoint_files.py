@@ -80,7 +80,10 @@ def find_checkpoint(source: str | Path) -> Path:
 def _find_remote(source: str) -> Path:
     if PurePosixPath(source).suffix:
         return local_path(source)
-    for folder in (f"{source}/checkpoints", source):
+    found = (re.fullmatch(r"stage_(\d+)/", name) for name in remote_names(source))
+    stages = sorted((int(match[1]) for match in found if match), reverse=True)
+    of_stages = (f"{source}/stage_{stage}/checkpoints" for stage in stages)
+    for folder in (f"{source}/checkpoints", source, *of_stages):
         newest = newest_first(remote_names(folder))
         if newest:
             return local_path(f"{folder}/{newest[0]}")

@@ -39,7 +39,7 @@ class Checkpointer:
         facts: further plain values to store, e.g. the tokenizer's fingerprint.
         keep: newest checkpoints that are kept; 0 = all.
         order: what decides which videos are in which update, name -> plain value.
-        mirror: copy of the folder in remote storage.
+        mirror: copy of the run in remote storage; the folder is its own or a stage's below that.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Checkpointer:
             for old in found[found.index(path) :][self.keep :]:
                 old.unlink()
         if self.mirror is not None:
-            self.mirror.push_or_warn(self.keep)
+            self.mirror.push_or_warn(self.keep, self._place(self.mirror))
         return path
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -133,10 +133,7 @@ class Checkpointer:
         path = from_main(self._newest_whole() if is_main() else None)
         if path is None:
             return None
-        if self.mirror is not None:
-            digest = from_main(sha256_of(path) if is_main() else "")
-            if not is_main():
-                self.mirror.fetch_same(path, digest)
+        self.share(path)
         hint = "; choose another OUTPUT_DIR, or TRAIN.AUTO_RESUME False to start again"
         checkpoint = read_checkpoint(path, check=False)  # the main process has checked
         if "rng_states" not in checkpoint:
@@ -167,7 +164,7 @@ class Checkpointer:
         gather(None)  # nobody reads weights from there any more
         if not is_main():
             return
-        if self.mirror is not None and self.mirror.has_checkpoints():
+        if self.mirror is not None and self.mirror.has_checkpoints(self._place(self.mirror)):
             raise CheckpointError(
                 f"REMOTE_DIR {self.mirror.remote} has checkpoints that this run does not continue "
                 "(TRAIN.AUTO_RESUME is False, or they are damaged); give it a folder of its own"
@@ -179,6 +176,26 @@ class Checkpointer:
         aside = next(p for n in numbers if not (p := Path(f"{self.folder}_{n}")).exists())
         self.folder.rename(aside)
         _logger.warning("%d checkpoints of an earlier run are now in %s", len(found), aside)
+
+    def share(self, path: Path) -> None:
+        """Brings the main process's checkpoint to machines that do not have it.
+
+        With a process group, every process calls this. It does nothing without a mirror, nor for
+        a file that is not of this run.
+
+        Raises:
+            OSError: it is not in the mirror.
+        """
+        if self.mirror is None or not path.is_relative_to(self.mirror.folder):
+            return
+        digest = from_main(sha256_of(path) if is_main() and path.is_file() else "")
+        if digest and not is_main():
+            self.mirror.fetch_same(path, digest)
+
+    def _place(self, mirror: Mirror) -> str:
+        """The stage's folder below the run's; "" is the run's own."""
+        place = self.folder.parent.relative_to(mirror.folder)
+        return "" if place == Path() else place.as_posix()
 
     @property
     def _all(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from vimpac_ext.config import (
     LoadedConfig,
     check_folders,
+    folders_of,
     last_stage,
     load_config,
     stages_of,
@@ -91,7 +92,7 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     cfg = last_stage(loaded).cfg
     device = device_of(cfg, local_rank)
     if is_main():
-        fetch_remote_run(cfg)
+        fetch_remote_run(loaded.cfg)
     from_main(None)  # waits for it
     require_inputs(loaded)
     wandb_options(cfg)  # says so now if the package is missing
@@ -105,7 +106,7 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     result = {} if tester is None else _test(cfg, task, tester, update, folder)
     if cfg.KNN.ENABLE and not cfg.TRAIN.ENABLE and is_main():
         result = {**result, "knn": evaluate_knn(cfg, device, folder / "knn")}
-    _copy_output(cfg)
+    _copy_output(loaded.cfg)
     return result
 
 
@@ -127,4 +128,4 @@ def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) ->
 def _copy_output(cfg: CfgNode) -> None:
     mirror = mirror_of(cfg)
     if mirror is not None and is_main():
-        mirror.push(cfg.TRAIN.KEEP_CHECKPOINTS)
+        mirror.push(cfg.TRAIN.KEEP_CHECKPOINTS, folders_of(cfg)[-1])

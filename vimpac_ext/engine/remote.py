@@ -3,13 +3,13 @@
 import json
 import logging
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
 
-from vimpac_ext.config import ConfigError
+from vimpac_ext.config import ConfigError, folders_of
 from vimpac_ext.engine.checkpoint_files import (
     DamagedCheckpointError,
     checkpoints_in,
@@ -70,7 +70,7 @@ class Mirror:
     """A copy of OUTPUT_DIR in remote storage, from which another machine can go on.
 
     Args:
-        folder: OUTPUT_DIR.
+        folder: OUTPUT_DIR of the whole run.
         remote: URL of a folder for this run alone.
     """
 
@@ -79,37 +79,74 @@ class Mirror:
         self.remote = remote.rstrip("/")
         self._can_rename = True
 
-    def fetch(self) -> None:
+    def fetch(self, places: Sequence[str] = ("",)) -> None:
         """Takes the newest whole checkpoint and the logs, if that is newer than what is here.
+
+        Args:
+            places: folders below OUTPUT_DIR that have checkpoints, one of each stage in their
+                order. Of the last that has a checkpoint, here or there, the newest is taken, of
+                those before it the logs alone.
 
         Raises:
             OSError: the remote folder cannot be read.
+            ConfigError: it holds a run without stages, and this one has some.
         """
-        here = [path.name for path in checkpoints_in(self.folder / _CHECKPOINTS)]
-        for name in newest_first(remote_names(f"{self.remote}/{_CHECKPOINTS}")):
-            if name in here or (here and newest_first([name, here[0]])[0] == here[0]):
+        if "" not in places and self.has_checkpoints():
+            raise ConfigError(
+                f"REMOTE_DIR {self.remote!r} has checkpoints of a run without TRAIN.STAGES; "
+                "choose another"
+            )
+        for index in range(len(places) - 1, -1, -1):
+            if checkpoints_in(self.folder / places[index] / _CHECKPOINTS):
+                self._fetch_checkpoint(places[index])  # if there is a newer one
                 return
-            path = self.folder / _CHECKPOINTS / name
-            download(f"{self.remote}/{_CHECKPOINTS}/{name}", path)
+            if self._fetch_checkpoint(places[index]):
+                for place in {"", *places[:index]} - {places[index]}:
+                    self._fetch_logs(place)
+                return
+
+    def _fetch_checkpoint(self, place: str) -> bool:
+        """Whether one was taken, and the logs beside it."""
+        folder = self.folder / place / _CHECKPOINTS
+        remote = self._url(place, _CHECKPOINTS)
+        here = [path.name for path in checkpoints_in(folder)]
+        for name in newest_first(remote_names(remote)):
+            if name in here or (here and newest_first([name, here[0]])[0] == here[0]):
+                return False
+            path = folder / name
+            download(f"{remote}/{name}", path)
             try:
                 require_whole(path)
             except DamagedCheckpointError as error:
                 _logger.warning("%s, as it is in %s; the one before it", error, self.remote)
                 path.unlink()
                 continue
-            logs = set(remote_names(self.remote)) & set(_CONTINUED)
-            for log in logs:
-                download(f"{self.remote}/{log}", self.folder / log)
-            _logger.info("took %s and %d logs from %s", name, len(logs), self.remote)
-            return
+            logs = self._fetch_logs(place)
+            where = f"{place}/{name}" if place else name
+            _logger.info("took %s and %d logs from %s", where, logs, self.remote)
+            return True
+        return False
 
-    def has_checkpoints(self) -> bool:
+    def _fetch_logs(self, place: str) -> int:
+        """How many there were."""
+        logs = set(remote_names(self._url(place))) & set(_CONTINUED)
+        for log in logs:
+            download(self._url(place, log), self.folder / place / log)
+        return len(logs)
+
+    def _url(self, *parts: str) -> str:
+        return "/".join([self.remote, *(part for part in parts if part)])
+
+    def has_checkpoints(self, place: str = "") -> bool:
         """Whether there are any in the remote folder.
+
+        Args:
+            place: folder below OUTPUT_DIR whose checkpoints are meant: of a stage.
 
         Raises:
             OSError: it cannot be read.
         """
-        return bool(newest_first(remote_names(f"{self.remote}/{_CHECKPOINTS}")))
+        return bool(newest_first(remote_names(self._url(place, _CHECKPOINTS))))
 
     def fetch_same(self, path: Path, digest: str) -> None:
         """Makes sure that a checkpoint here is the one that the main process has.
@@ -130,11 +167,12 @@ class Mirror:
         if sha256_of(path) != digest:
             raise OSError(f"{path.name} in {self.remote} is not the main process's {path}")
 
-    def push(self, keep: int = 0) -> None:
+    def push(self, keep: int = 0, place: str = "") -> None:
         """Copies all files that are new or have changed, then removes the oldest checkpoints.
 
         Args:
             keep: newest checkpoints that stay in the remote folder; 0 = all.
+            place: folder below OUTPUT_DIR whose checkpoints are meant: of a stage.
 
         Raises:
             OSError: the remote folder cannot be written; what is missing is copied next time.
@@ -152,13 +190,13 @@ class Mirror:
             with atomic_write(self.folder / _RECORD) as file:
                 json.dump({"remote": self.remote, "files": record}, file)
         if keep:
-            for name in newest_first(remote_names(f"{self.remote}/{_CHECKPOINTS}"))[keep:]:
-                path_manager(self.remote).rm(f"{self.remote}/{_CHECKPOINTS}/{name}")
+            for name in newest_first(remote_names(self._url(place, _CHECKPOINTS)))[keep:]:
+                path_manager(self.remote).rm(self._url(place, _CHECKPOINTS, name))
 
-    def push_or_warn(self, keep: int = 0) -> None:
+    def push_or_warn(self, keep: int = 0, place: str = "") -> None:
         """As `push`; a failure is logged, since the run itself can go on."""
         try:
-            self.push(keep)
+            self.push(keep, place)
         except OSError as error:
             _logger.error("%s is behind %s: %s; tried again later", self.remote, self.folder, error)
 
@@ -198,16 +236,24 @@ class Mirror:
 
 
 def mirror_of(cfg: CfgNode) -> Mirror | None:
-    """The mirror that REMOTE_DIR asks for."""
+    """The mirror that REMOTE_DIR asks for.
+
+    Args:
+        cfg: configuration of the run, not of a stage.
+    """
     return Mirror(Path(cfg.OUTPUT_DIR), cfg.REMOTE_DIR) if cfg.REMOTE_DIR else None
 
 
 def fetch_remote_run(cfg: CfgNode) -> None:
     """Takes from REMOTE_DIR what a run or test in OUTPUT_DIR goes on from; the main process's part.
 
+    Args:
+        cfg: configuration of the run, not of a stage.
+
     Raises:
         OSError: REMOTE_DIR cannot be read.
+        ConfigError: it holds another kind of run.
     """
     mirror = mirror_of(cfg)
     if mirror is not None and (cfg.TRAIN.AUTO_RESUME or not cfg.TRAIN.ENABLE):
-        mirror.fetch()
+        mirror.fetch(folders_of(cfg))

@@ -36,8 +36,8 @@ def shard(
         task: in main memory, so that no device has to hold all of it; goes to ``device``.
         optimizer: of the task's parameters; may have a state.
         precision: with "bf16" the layers are gathered as bfloat16, take bfloat16 inputs, and their
-            gradients are summed in float32. The parts themselves, and all weights outside the
-            layers, stay float32.
+            gradients are summed in float32. The parts themselves, all weights outside the layers,
+            and layers with BatchNorm or 3-D max pooling stay float32.
         device: of this process.
 
     Raises:
@@ -63,7 +63,8 @@ def shard(
         # What leaves the last one is float32, as under autocast alone.
         leaves = torch.float32 if layer is layers[-1] else None
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, leaves)
-        fully_shard(layer, mesh=mesh, mp_policy=half if precision == "bf16" else as_stored)
+        in_half = precision == "bf16" and not _needs_float32(layer)
+        fully_shard(layer, mesh=mesh, mp_policy=half if in_half else as_stored)
     fully_shard(task, mesh=mesh, mp_policy=as_stored)
     register_fsdp_forward_method(task, "training_step")
     task.to(device)  # buffers that no parameter stands beside
@@ -75,6 +76,16 @@ def layers_of(task: Any) -> Iterable[nn.Module]:
     """The modules of ``task.backbone.layers``; none where there is no such list of modules."""
     layers = getattr(getattr(task, "backbone", None), "layers", None)
     return layers if isinstance(layers, (nn.ModuleList, nn.Sequential)) else ()
+
+
+def _needs_float32(layer: nn.Module) -> bool:
+    """Whether something in it does not go with weights in bfloat16.
+
+    The statistics of BatchNorm are float32; on a CPU the result of a 3-D maximum is, too, under
+    autocast, and no norm takes it with such weights.
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.MaxPool3d)
+    return any(isinstance(module, kinds) for module in layer.modules())
 
 
 def exchange_gradients(task: Any, wanted: bool) -> None:

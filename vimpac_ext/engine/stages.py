@@ -16,6 +16,7 @@ from vimpac_ext.engine.checkpoint_files import require_same_facts
 from vimpac_ext.engine.devices import allow_tf32
 from vimpac_ext.engine.distributed import from_main, is_main
 from vimpac_ext.engine.knn_monitor import KnnMonitor
+from vimpac_ext.engine.remote import mirror_of
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.stage_progress import first_unfinished, has_checkpoint
 from vimpac_ext.engine.tester import Tester
@@ -75,7 +76,7 @@ def train_stages(loaded: LoadedConfig, device: torch.device) -> tuple[Any, int, 
         if loaded.cfg.TRAIN.STAGES:
             _logger.info("stage %d (of 0 to %d) in %s", index, len(stages) - 1, cfg.OUTPUT_DIR)
         tester = begin(cfg, device)
-        result = train(cfg, device, Path(cfg.OUTPUT_DIR), tester)
+        result = train(cfg, device, Path(cfg.OUTPUT_DIR), tester, mirror_of(loaded.cfg))
     assert result is not None
     return *result, tester
 

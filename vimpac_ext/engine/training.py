@@ -27,7 +27,7 @@ from vimpac_ext.engine.memory_format import match_memory_formats
 from vimpac_ext.engine.model_info import log_model_info, step_meter
 from vimpac_ext.engine.optim import build_optimizer
 from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise
-from vimpac_ext.engine.remote import mirror_of
+from vimpac_ext.engine.remote import Mirror
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.schedule import build_schedule
 from vimpac_ext.engine.sharding import layers_of, shard, whole
@@ -61,7 +61,7 @@ _FREE_KEYS = (
 
 
 def train(
-    cfg: CfgNode, device: torch.device, folder: Path, tester: Tester | None
+    cfg: CfgNode, device: torch.device, folder: Path, tester: Tester | None, mirror: Mirror | None
 ) -> tuple[Any, int]:
     """Trains the configured task, or continues its training.
 
@@ -72,6 +72,7 @@ def train(
         device: where to train.
         folder: OUTPUT_DIR; written only after everything has been built and checked.
         tester: evaluates every TRAIN.EVAL_PERIOD epochs.
+        mirror: remote copy of the run, of which this training may be a stage.
 
     Returns:
         The trained task (with averaged weights if TRAIN.EMA_DECAY is set), and the updates that it
@@ -80,6 +81,7 @@ def train(
     Raises:
         CheckpointError: if the run's own checkpoint, or the one to start from, does not fit.
         ConfigError: if the task cannot be trained as configured.
+        OSError: if another process's checkpoint is needed and not in the mirror.
         TrainingStopped: after a signal, when a checkpoint is saved.
     """
     task = _build(cfg, device)
@@ -88,7 +90,7 @@ def train(
     drawing = cfg.TENSORBOARD_PICTURES_PERIOD > 0
     pictures = TrainingPictures(cfg, device, task, clips) if drawing else None
     optimizer = build_optimizer(task, cfg.SOLVER)
-    checkpointer = _checkpointer(cfg, folder, clips)
+    checkpointer = _checkpointer(cfg, folder, clips, mirror)
     checkpoint = _start(cfg, task, optimizer, checkpointer)
     match_memory_formats(optimizer)
     if cfg.LOG_MODEL_INFO:
@@ -203,14 +205,14 @@ def training_clips(cfg: CfgNode, task: Any) -> Any:
     return clips
 
 
-def _checkpointer(cfg: CfgNode, folder: Path, clips: Any) -> Checkpointer:
+def _checkpointer(cfg: CfgNode, folder: Path, clips: Any, mirror: Mirror | None) -> Checkpointer:
     order = {
         "number of training videos": len(clips),
         "TRAIN.BATCH_SIZE": cfg.TRAIN.BATCH_SIZE,
         "RNG_SEED": cfg.RNG_SEED,
     }
     facts, keep = data_facts(cfg, clips), cfg.TRAIN.KEEP_CHECKPOINTS
-    return Checkpointer(folder, cfg.dump(), facts, keep, order, mirror_of(cfg))
+    return Checkpointer(folder, cfg.dump(), facts, keep, order, mirror)
 
 
 def _start(
@@ -225,6 +227,7 @@ def _start(
                 _logger.warning("resumed with other settings than before: %s", "; ".join(changes))
             return checkpoint
     if cfg.TRAIN.CHECKPOINT_FILE_PATH:
+        checkpointer.share(Path(cfg.TRAIN.CHECKPOINT_FILE_PATH))
         path = find_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH)
         with_moments = cfg.TRAIN.CHECKPOINT_OPTIMIZER
         report = initialise_weights(path, task, checkpointer.facts, raw=with_moments)

@@ -16,6 +16,7 @@ from vimpac_ext.backbones.timm.image_model import (
 from vimpac_ext.registries import BACKBONES
 
 POOLINGS = ("mean", "attention")
+_SEQUENCES = ("blocks", "stages", "layers")  # of a vision transformer, a ConvNeXt, a Swin
 
 
 @BACKBONES.register()
@@ -71,6 +72,12 @@ class TimmFrames(PixelBackbone):
         if pooling == "attention":
             self.pool = _LateAttention(self.embed_dim, clip_size[0], num_heads)
         self.require_fit("Set DATA.TRAIN_CROP_SIZE and TEST_CROP_SIZE to the model's size")
+
+    @property
+    def layers(self) -> nn.Module | None:
+        """The image model's blocks or stages; None where it has none in one sequence (ResNets)."""
+        found = (getattr(self.model, name, None) for name in _SEQUENCES)
+        return next((part for part in found if isinstance(part, nn.Sequential)), None)
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter, 0 (stem) to ``num_layers`` + 1 (pooling), as timm numbers them."""

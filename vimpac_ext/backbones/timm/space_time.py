@@ -74,10 +74,20 @@ class TimmSpaceTime(PixelBackbone):
         self.model = network
         self.activation_checkpointing = activation_checkpointing
         self.time_position = nn.Parameter(torch.zeros(1, clip_size[0], 1, self.embed_dim))
-        self.time_layers = nn.ModuleList(
-            _TimeAttention(block) for block in (network.blocks if attention == "divided" else ())
-        )
+        self.time_layers = nn.ModuleList()
+        if attention == "divided":
+            self.time_layers.extend(_TimeAttention(block) for block in network.blocks)
+            network.blocks = nn.Sequential(*(_FrameBlock(block) for block in network.blocks))
         self.require_fit("Set DATA.NUM_FRAMES, TRAIN_CROP_SIZE and TEST_CROP_SIZE")
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """What attends, in the order of calls: with "divided", along time and within frames."""
+        blocks = self.model.blocks
+        if not self.time_layers:
+            return nn.ModuleList(blocks)
+        pairs = zip(self.time_layers, blocks, strict=True)
+        return nn.ModuleList(module for pair in pairs for module in pair)
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter, 0 (embedding) to ``num_layers``, as timm numbers them."""
@@ -106,40 +116,53 @@ class TimmSpaceTime(PixelBackbone):
         x = network.norm_pre(x).unflatten(0, frames.shape[:2])  # (B, T, prefix + N, D)
         num_prefix = network.num_prefix_tokens  # [CLS] and registers, the same in every frame
         prefix, patches = x[:, 0, :num_prefix], x[:, :, num_prefix:] + self.time_position
-        for index, block in enumerate(network.blocks):
-            layer = self._divided if self.time_layers else self._joint
-            arguments = (index, block, prefix, patches)
+        for index in range(self.num_layers):
             if self.activation_checkpointing and self.training:
-                prefix, patches = checkpoint(layer, *arguments, use_reentrant=False)
+                prefix, patches = checkpoint(
+                    self._layer, index, prefix, patches, use_reentrant=False
+                )
             else:
-                prefix, patches = layer(*arguments)
+                prefix, patches = self._layer(index, prefix, patches)
         x = network.norm(torch.cat([prefix, patches.flatten(1, 2)], dim=1))
         grid = (clip.shape[2], *network.patch_embed.grid_size)
         features = x[:, num_prefix:].unflatten(1, grid)
         return {"cls": network.forward_head(x, pre_logits=True), "features": features}
 
-    def _joint(
-        self, index: int, block: Any, prefix: Tensor, patches: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        x = block(torch.cat([prefix, patches.flatten(1, 2)], dim=1))
+    def _layer(self, index: int, prefix: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        block = self.model.blocks[index]
+        if self.time_layers:
+            x = block(prefix, self.time_layers[index](patches))
+        else:
+            x = block(torch.cat([prefix, patches.flatten(1, 2)], dim=1))
         num_prefix = prefix.shape[1]
         return x[:, :num_prefix], x[:, num_prefix:].view_as(patches)
 
-    def _divided(
-        self, index: int, block: Any, prefix: Tensor, patches: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        patches = self.time_layers[index](patches)
+
+class _FrameBlock(nn.Module):
+    """A block of the image model on every frame of a clip; its parameters keep their names.
+
+    Args:
+        block: of a plain vision transformer; its parts become this one's.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        for name, part in block.named_children():
+            self.add_module(name, part)
+
+    def forward(self, prefix: Tensor, patches: Tensor) -> Tensor:
+        """(B, P, D), which all frames share, and (B, T, N, D) -> both in one, (B, P + T*N, D)."""
+        part: Any = self  # its modules have the names that timm gave them
         batch, num_frames, num_patches, _ = patches.shape
         repeated = prefix[:, None].expand(-1, num_frames, -1, -1)
         x = torch.cat([repeated, patches], dim=2).flatten(0, 1)  # (B*T, P + N, D)
-        change = block.drop_path1(block.ls1(block.attn(block.norm1(x))))
+        change = part.drop_path1(part.ls1(part.attn(part.norm1(x))))
         change = change.unflatten(0, (batch, num_frames))
         # The frames' prefix tokens ([CLS]) become one again by averaging.
         prefix = prefix + change[:, :, : prefix.shape[1]].mean(dim=1)
         patches = patches + change[:, :, -num_patches:]
         x = torch.cat([prefix, patches.flatten(1, 2)], dim=1)
-        x = x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
-        return x[:, : prefix.shape[1]], x[:, prefix.shape[1] :].view_as(patches)
+        return x + part.drop_path2(part.ls2(part.mlp(part.norm2(x))))  # no view: FSDP hooks on it
 
 
 class _TimeAttention(nn.Module):

@@ -9,6 +9,7 @@ are the first two rows of the paper's Table 14, done by the same rules.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -123,21 +124,54 @@ def attend(
     return weights @ value
 
 
+def grid_to_rows(tokens: Tensor, pattern: Pattern) -> Tensor:
+    """(B, T, H, W, h, e) -> (B, r1, r2, h, n, e), r1 and r2 the other axes, as far as there are."""
+    return tokens.permute(_row_order(pattern)).flatten(-1 - len(pattern), -2)
+
+
 def _rows_with_cls(cls: Tensor, tokens: Tensor, pattern: Pattern) -> Tensor:
     """(B, h, e) and (B, T, H, W, h, e) -> (B, R, h, 1+n, e), in one copy (two for T and W)."""
     batch, heads, size = cls.shape
-    rows = tokens.permute(_row_order(pattern)).flatten(-1 - len(pattern), -2)  # (B, ..., h, n, e)
+    rows = grid_to_rows(tokens, pattern)
     cls = cls.view(batch, *[1] * len(_other_axes(pattern)), heads, 1, size)
     together = torch.cat([cls.expand(*rows.shape[:-2], 1, -1), rows], dim=-2)
     return together.view(batch, math.prod(rows.shape[1:-3]), *together.shape[-3:])
 
 
-def _rows_to_grid(rows: Tensor, grid: tuple[int, ...], pattern: Pattern) -> Tensor:
+def rows_to_grid(rows: Tensor, grid: Sequence[int], pattern: Pattern) -> Tensor:
     """(B, R, h, n, e) -> (B, T, H, W, h, e), without a copy."""
     order = _row_order(pattern)
     sizes = (len(rows), *grid, rows.shape[2], rows.shape[4])
     grid_order = [order.index(dimension) for dimension in range(6)]
     return rows.reshape([sizes[dimension] for dimension in order]).permute(grid_order)
+
+
+def attend_rows(
+    cls: Sequence[Tensor],
+    tokens: Sequence[Tensor],
+    key_bias: Tensor,
+    pattern: Pattern,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention of every row of a grid over [CLS; row]; all attention of the backbone is this.
+
+    `vimpac_ext.benchmarks.row_attention` has other ways to compute it and what they are checked
+    against; ``python tools/benchmark.py attention`` measures them.
+
+    Args:
+        cls: query, key and value of CLS, each (B, h, e).
+        tokens: query, key and value of the tokens, each (B, T, H, W, h, e).
+        key_bias: that of the pattern, of `key_biases`.
+        pattern: the axes of a row.
+        dropout: probability that an attention weight is dropped.
+
+    Returns:
+        CLS, the mean over its rows, (B, h, e), and tokens (B, T, H, W, h, e).
+    """
+    query, key, value = (_rows_with_cls(*parts, pattern) for parts in zip(cls, tokens, strict=True))
+    rows = attend(query, key, value, key_bias, dropout)  # (B, R, h, 1+n, e)
+    cls_rows, token_rows = rows.split([1, rows.shape[-2] - 1], dim=-2)
+    return cls_rows.squeeze(-2).mean(1), rows_to_grid(token_rows, tokens[0].shape[1:4], pattern)
 
 
 class AxisAttention(nn.Module):
@@ -198,12 +232,10 @@ class AxisAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         cls_results, token_results = [], []
         for index, pattern in enumerate(self.patterns):
-            query, key, value = (
-                _rows_with_cls(cls_parts[part], token_parts[part], pattern)
-                for part in range(3 * index, 3 * index + 3)
+            own = slice(3 * index, 3 * index + 3)
+            of_cls, of_tokens = attend_rows(
+                cls_parts[own], token_parts[own], biases[pattern], pattern, dropout
             )
-            rows = attend(query, key, value, biases[pattern], dropout)  # (B, R, h, 1+n, e)
-            cls_rows, token_rows = rows.split([1, rows.shape[-2] - 1], dim=-2)
-            cls_results.append(cls_rows.squeeze(-2).mean(1))  # (B, h, e)
-            token_results.append(_rows_to_grid(token_rows, tokens.shape[1:4], pattern))
+            cls_results.append(of_cls)
+            token_results.append(of_tokens)
         return torch.cat(cls_results, dim=-2).flatten(-2), torch.cat(token_results, -2).flatten(-2)
