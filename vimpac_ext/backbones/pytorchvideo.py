@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vimpac_ext import compat
 from vimpac_ext.backbones.layer_numbers import layer_number
@@ -102,10 +103,11 @@ class PytorchVideoBackbone(PixelBackbone):
             self.classifier = classifier_of(linear)
         if global_pool:
             self._pool_globally(head)
-        self.require_fit(
+        outputs = self.require_fit(
             "Set DATA.NUM_FRAMES and the crop sizes as the model's paper does, or "
             "BACKBONE.global_pool True for smaller clips"
         )
+        self._feature_dim = outputs["features"].shape[-1]
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1; only MViT has numbers."""
@@ -120,19 +122,20 @@ class PytorchVideoBackbone(PixelBackbone):
             clip: float (B, 3, T, H, W) in [0, 1].
 
         Returns:
-            "cls" (B, D), and where the model has one feature map of width D (all but SlowFast and
-            X3D) "features" (B, t, h, w, D).
+            "cls" (B, D) and "features" (B, t, h, w, F), the map that the head averages; F is D but
+            for X3D, whose head widens the average. SlowFast's has the frames of its slow pathway:
+            at each place the slow features, then the average of the fast ones around it.
         """
         frames = self.normalized(clip)
         if self.name.startswith("mvit"):
             return self._forward_transformer(frames)
         if self.name.startswith("slowfast"):
-            return {"cls": self.model(self._pathways(frames))}
-        if self.name.startswith("x3d"):
-            return {"cls": self.model(frames)}
+            return self._forward_pathways(frames)
         *stages, head = self.model.blocks
         for stage in stages:
             frames = stage(frames)
+        if self.name.startswith("x3d"):
+            return self._forward_projected(frames, head)
         return {"cls": head(frames), "features": frames.movedim(1, -1)}
 
     def _forward_transformer(self, frames: Tensor) -> dict[str, Tensor]:
@@ -146,6 +149,23 @@ class PytorchVideoBackbone(PixelBackbone):
         if model.norm_embed is not None:
             x = model.norm_embed(x)
         return {"cls": model.head(x), "features": x[:, 1:].unflatten(1, tuple(shape))}
+
+    def _forward_pathways(self, frames: Tensor) -> dict[str, Tensor]:
+        *stages, pool, head = self.model.blocks
+        maps = self._pathways(frames)
+        for stage in stages:
+            maps = stage(maps)
+        slow, fast = maps
+        fused = torch.cat([slow, functional.adaptive_avg_pool3d(fast, slow.shape[2:])], dim=1)
+        return {"cls": head(pool([slow, fast])), "features": fused.movedim(1, -1)}
+
+    def _forward_projected(self, frames: Tensor, head: Any) -> dict[str, Tensor]:
+        """X3D's head convolves before and after its average; the map lies between."""
+        pool = head.pool
+        places = pool.pre_act(pool.pre_norm(pool.pre_conv(frames)))
+        x = pool.post_act(pool.post_conv(pool.pool(places)))
+        x = head.output_pool(head.dropout(x)).flatten(1)
+        return {"cls": x, "features": places.movedim(1, -1)}
 
     def _pathways(self, frames: Tensor) -> list[Tensor]:
         """Slow and fast frames; which ones are slow is PySlowFast's rule."""

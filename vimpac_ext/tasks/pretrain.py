@@ -159,7 +159,7 @@ class PretrainTask(nn.Module):
 
 
 def at_token_grid(outputs: Mapping[str, Tensor], grid: Sequence[int]) -> dict[str, Tensor]:
-    """Brings "features" (B, t, h, w, D) to another grid by linear interpolation along each axis.
+    """Brings "features" (B, t, h, w, F) to another grid by linear interpolation along each axis.
 
     Raises:
         ValueError: the backbone gives no features.

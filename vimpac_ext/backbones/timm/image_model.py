@@ -102,6 +102,8 @@ def square_side(clip_size: Sequence[int]) -> int:
 
 def _require_whole_patches(network: Any, side: int) -> None:
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, int):
+        patch = (patch, patch)
     if patch is not None and (side % patch[0] or side % patch[1]):
         raise ValueError(
             f"frames of {side} x {side} pixels cannot be cut into patches of {patch[0]} x "
