@@ -85,8 +85,8 @@ def test_a_step_of_a_probe_trains_the_head_alone(name, head):
         read = task.heads["classification"]
         logits = read(outputs)["class_logits"]
         if head == "AttentiveHead":
-            for place in ((0, 0, 0), (-1, -1, 0)):
+            for frame, row in ((0, 0), (-1, -1)):
                 other = outputs["features"].clone()
-                other[:, *place] = other[:, *place].flip(-1)
+                other[:, frame, row, 0] = other[:, frame, row, 0].flip(-1)
                 moved = (read({**outputs, "features": other})["class_logits"] - logits).abs()
                 assert (moved.amax(dim=1) > 0).all()

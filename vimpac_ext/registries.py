@@ -81,8 +81,8 @@ HEADS = _registry(
 
     ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features" and "mask", returns
     its own new keys (documented in its docstring). Runtime arguments on request: ``embed_dim``,
-    ``feature_dim`` (the width of "features"), ``grid`` (frames, height and width in tokens), ``vocab_size``, ``num_classes``,
-    ``token_embedding``, ``classifier`` (the backbone's own).
+    ``feature_dim`` (the width of "features"), ``grid`` (frames, height and width in tokens),
+    ``vocab_size``, ``num_classes``, ``token_embedding``, ``classifier`` (the backbone's own).
     """,
 )
 

@@ -58,7 +58,9 @@ def test_equals_the_library(model_type, tmp_path):
 def test_features_stand_where_their_pixels_are(model_type):
     """Changing one patch changes the features: most of all those at its place."""
     torch.manual_seed(0)
-    ours = HuggingFaceBackbone(SIZE, model_type, options=tiny(model_type, num_hidden_layers=1)).eval()
+    ours = HuggingFaceBackbone(
+        SIZE, model_type, options=tiny(model_type, num_hidden_layers=1)
+    ).eval()
     clip = torch.rand(1, 3, *SIZE)
     changed = clip.clone()
     changed[:, :, 2:, 16:, :16] += 1.0  # last frames, bottom left

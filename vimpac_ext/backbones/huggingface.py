@@ -69,8 +69,6 @@ class HuggingFaceBackbone(PixelBackbone):
         if weights and options:
             raise ValueError("options come with the weights: give weights or options, not both")
         compat.install()
-        from transformers import AutoConfig, AutoModel
-
         self.model_type = model_type
         if self.clip_size[1] != self.clip_size[2]:
             sides = " x ".join(map(str, self.clip_size[1:]))

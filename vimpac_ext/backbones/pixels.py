@@ -72,9 +72,7 @@ class PixelBackbone(nn.Module):
             )
         return (clip - self.mean) / self.std
 
-    def require_fit(
-        self, advice: str, clip_size: Sequence[int] | None = None
-    ) -> dict[str, Tensor]:
+    def require_fit(self, advice: str, clip_size: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Tries the model on a clip without computing anything.
 
         Args:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vimpac_ext import compat
 from vimpac_ext.backbones.layer_numbers import layer_number
@@ -156,7 +155,8 @@ class PytorchVideoBackbone(PixelBackbone):
         for stage in stages:
             maps = stage(maps)
         slow, fast = maps
-        fused = torch.cat([slow, functional.adaptive_avg_pool3d(fast, slow.shape[2:])], dim=1)
+        averages = fast.unflatten(2, (slow.shape[2], -1)).mean(dim=3)  # of FAST_PER_SLOW_FRAMES
+        fused = torch.cat([slow, averages], dim=1)
         return {"cls": head(pool([slow, fast])), "features": fused.movedim(1, -1)}
 
     def _forward_projected(self, frames: Tensor, head: Any) -> dict[str, Tensor]:

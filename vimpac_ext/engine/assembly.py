@@ -247,6 +247,7 @@ def build_clips(
     data = cfg.DATA
     common = {
         "num_frames": data.NUM_FRAMES,
+        "sampling": data.SAMPLING,
         "sampling_rate": data.SAMPLING_RATE,
         "single_frame": data.SINGLE_FRAME,
         "seed": cfg.RNG_SEED,
