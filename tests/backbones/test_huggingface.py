@@ -245,6 +245,15 @@ def test_vjepa2_takes_clips_of_another_length_than_its_weights(tmp_path):
         HuggingFaceBackbone((4, 64, 64), "vjepa2", weights=str(tmp_path))
 
 
+def test_names_weights_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder '.*nowhere'. Give one that save_pretra"):
+        HuggingFaceBackbone(SIZE, "videomae", weights=str(tmp_path / "nowhere"))
+    config = transformers.AutoConfig.for_model("videomae", **TINY, num_frames=4, image_size=32)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"BACKBONE.weights .*model\.safetensors"):
+        HuggingFaceBackbone(SIZE, "videomae", weights=str(tmp_path))
+
+
 def test_says_what_to_install(monkeypatch):
     import importlib.util
 

@@ -186,8 +186,13 @@ def test_mvit_features_are_its_patch_tokens():
 def test_names_a_clip_that_the_model_cannot_take():
     with pytest.raises(ValueError, match=r"8 frames of 64 x 64 pixels .*global_pool True"):
         PytorchVideoBackbone((8, 64, 64), "slow_r50")
-    with pytest.raises(ValueError, match="6 frames"):
+    with pytest.raises(ValueError, match="a multiple of 4 frames, .*; found 6 frames"):
         PytorchVideoBackbone((6, 64, 64), "slowfast_r50", global_pool=True)
+
+
+def test_names_an_option_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match=r"slow_r50 does not take the options \{'dept': 50\}"):
+        PytorchVideoBackbone((8, 64, 64), "slow_r50", global_pool=True, options={"dept": 50})
 
 
 def test_lists_the_models():

@@ -248,7 +248,11 @@ def test_timesformer_has_its_published_cost():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TimmFrames(SIZE, "resnt50"), "timm has no model 'resnt50'"),
+        (lambda: TimmFrames(SIZE, "resnt50"), "timm has no model 'resnt50'; similar: resnet50,"),
+        (
+            lambda: TimmFrames(SIZE, VIT, options={"depht": 3}),
+            "timm's vit_tiny_patch16_224 does not take the options {'depht': 3}",
+        ),
         (lambda: TimmFrames(SIZE, VIT, pooling="max"), "not one of mean, attention"),
         (lambda: TimmFrames((3, 33, 33), VIT), "cannot be cut into patches of 16 x 16"),
         (lambda: TimmFrames((3, 36, 36), "efficientvit_m0"), "into patches of 16 x 16"),

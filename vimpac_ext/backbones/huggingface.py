@@ -1,7 +1,9 @@
 """Video models of Hugging Face transformers: TimeSformer, ViViT, VideoMAE and V-JEPA 2."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +50,7 @@ class HuggingFaceBackbone(PixelBackbone):
         ValueError: an unknown type or option, weights of another type or size or with parts
             missing, or a size that the model cannot take.
         ImportError: transformers is not installed.
+        OSError: the weights cannot be read or downloaded.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class HuggingFaceBackbone(PixelBackbone):
         """Configuration and model of a folder or hub name; with its classifier if it has one."""
         from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
 
-        config = AutoConfig.from_pretrained(weights)
+        _require_folder(weights)
+        with _named(weights):
+            config = AutoConfig.from_pretrained(weights)
         if config.model_type != self.model_type:
             raise ValueError(f"{weights} is a {config.model_type}, not a {self.model_type}")
         frames_key, side_key = MODEL_TYPES[self.model_type]
@@ -117,9 +122,10 @@ class HuggingFaceBackbone(PixelBackbone):
             )
         classifies = any(name.endswith(_CLASSIFIER) for name in config.architectures or ())
         kind = AutoModelForVideoClassification if classifies else AutoModel
-        model, report = kind.from_pretrained(
-            weights, config=config, use_safetensors=True, output_loading_info=True
-        )
+        with _named(weights):
+            model, report = kind.from_pretrained(
+                weights, config=config, use_safetensors=True, output_loading_info=True
+            )
         unused = () if classifies else _UNUSED  # transformers makes up what a file lacks
         missing = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
         if missing:
@@ -191,3 +197,28 @@ class HuggingFaceBackbone(PixelBackbone):
                 f"width), which do not fit {shape}: set DATA.NUM_FRAMES and the crop sizes to "
                 "multiples"
             )
+
+
+def _require_folder(weights: str) -> None:
+    """Refuses a path that is no folder; the library would take it for a bad name on the hub."""
+    is_name = weights.count("/") == 1 and not weights.startswith(("/", ".", "~"))
+    if not is_name and not Path(weights).is_dir():
+        raise FileNotFoundError(
+            f"BACKBONE.weights: no folder {weights!r}. Give one that save_pretrained wrote, or a "
+            "name on the hub such as MCG-NJU/videomae-base"
+        )
+
+
+@contextmanager
+def _named(weights: str) -> Iterator[None]:
+    """Says which weights could not be had; the library's own messages do not always."""
+    try:
+        yield
+    except OSError as error:
+        advice = "save_pretrained writes such a folder"
+        if not Path(weights).is_dir():
+            advice = (
+                f"without a network, give the folder that `hf download {weights} --local-dir "
+                "FOLDER` fills elsewhere"
+            )
+        raise OSError(f"BACKBONE.weights {weights}: {error}\n{advice}") from error

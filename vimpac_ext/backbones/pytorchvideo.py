@@ -62,7 +62,8 @@ class PytorchVideoBackbone(PixelBackbone):
         std: of the channels.
 
     Raises:
-        ValueError: an unknown model, weights that do not fit, or a clip that it cannot take.
+        ValueError: an unknown model or option, weights that do not fit, or a clip that it cannot
+            take.
     """
 
     def __init__(
@@ -79,13 +80,22 @@ class PytorchVideoBackbone(PixelBackbone):
         super().__init__(clip_size, mean, std)
         if model not in MODELS:
             raise ValueError(f"model {model!r} is unknown; choose from {', '.join(MODELS)}")
+        if model.startswith("slowfast") and self.clip_size[0] % FAST_PER_SLOW_FRAMES:
+            raise ValueError(
+                f"{model} takes a multiple of {FAST_PER_SLOW_FRAMES} frames, so that its slow "
+                f"pathway has one of each {FAST_PER_SLOW_FRAMES}; found {self.clip_size[0]} "
+                "frames: set DATA.NUM_FRAMES"
+            )
         compat.install()
         hub = importlib.import_module(f"pytorchvideo.models.hub.{MODELS[model]}")
         arguments = dict(options or {})
         if model.startswith("mvit"):
             frames, *sides = self.clip_size
             arguments |= {"spatial_size": tuple(sides), "temporal_size": frames}
-        self.model = getattr(hub, model)(pretrained=False, **arguments)
+        try:
+            self.model = getattr(hub, model)(pretrained=False, **arguments)
+        except TypeError as error:  # how Python says that there is no such argument
+            raise ValueError(f"{model} does not take the options {options} ({error})") from error
         self.name = model
         self.num_layers = len(self.model.blocks) if model.startswith("mvit") else None
         if pretrained and not weights:

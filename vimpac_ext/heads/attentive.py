@@ -37,7 +37,9 @@ class AttentiveHead(nn.Module):
         super().__init__()
         width = embed_dim if feature_dim is None else feature_dim
         if width % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide the width {width}")
+            raise ValueError(
+                f"num_heads={num_heads} does not divide the width {width} of the features"
+            )
         self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.input_norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
