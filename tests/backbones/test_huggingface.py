@@ -24,6 +24,16 @@ MLP = dict.fromkeys(("timesformer", "vivit", "videomae"), {"intermediate_size": 
 MLP["vjepa2"] = {"mlp_ratio": 64 / 48}
 
 
+# image_mean and image_std that are published with facebook/timesformer-base-finetuned-k400,
+# MCG-NJU/videomae-base and facebook/vjepa2-vitl-fpc64-256; ViViT's frames are from -1 to 1.
+CHANNELS = {
+    "timesformer": ([0.45], [0.225]),
+    "vivit": ([0.5], [0.5]),
+    "videomae": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "vjepa2": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+}
+
+
 def tiny(model_type, **more):
     return {**TINY, **MLP[model_type], **more}
 
@@ -39,8 +49,7 @@ def test_equals_the_library(model_type, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = HuggingFaceBackbone(SIZE, model_type, weights=str(tmp_path)).eval()
     clip = torch.rand(2, 3, *SIZE)
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
-    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1, 1)
+    mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in CHANNELS[model_type])
     frames = ((clip - mean) / std).transpose(1, 2)
     name = "pixel_values_videos" if model_type == "vjepa2" else "pixel_values"
     with torch.no_grad():
@@ -118,6 +127,12 @@ def test_a_fine_tuned_classifier_gives_the_librarys_logits(model_type, options, 
     message = "classifier of 5 classes, but MODEL.NUM_CLASSES is 3: set pretrained False"
     with pytest.raises(ValueError, match=message):
         ClassificationHead(ours.embed_dim, 3, ours.classifier, pretrained=True)
+
+
+def test_channels_may_be_normalised_otherwise():
+    ours = HuggingFaceBackbone(SIZE, "timesformer", options=TINY, mean=[0.1, 0.2, 0.3])
+    assert ours.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert ours.std.flatten().tolist() == pytest.approx([0.225] * 3)
 
 
 def test_weights_without_a_classifier_say_so(tmp_path):

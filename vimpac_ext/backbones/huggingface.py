@@ -13,6 +13,8 @@ from vimpac_ext.backbones.layer_numbers import layer_number
 from vimpac_ext.backbones.pixels import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    KINETICS_MEAN,
+    KINETICS_STD,
     PixelBackbone,
     classifier_of,
 )
@@ -24,6 +26,13 @@ MODEL_TYPES = {
     "vivit": ("num_frames", "image_size"),
     "videomae": ("num_frames", "image_size"),
     "vjepa2": ("frames_per_clip", "crop_size"),
+}
+# Mean and deviation of the channels that the published weights of a type were trained with.
+STATISTICS = {
+    "timesformer": (KINETICS_MEAN, KINETICS_STD),
+    "vivit": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # -1 to 1
+    "videomae": (IMAGENET_MEAN, IMAGENET_STD),
+    "vjepa2": (IMAGENET_MEAN, IMAGENET_STD),
 }
 _LAYERS = ("model.encoder.layer.", "model.layers.", "model.layer.")
 _HAS_CLS = ("timesformer", "vivit")  # the others average over all tokens
@@ -43,8 +52,9 @@ class HuggingFaceBackbone(PixelBackbone):
             ``...ForVideoClassification``) bring their classifier along; see `ClassificationHead`,
             ``pretrained=True``.
         options: of the model's configuration, e.g. {hidden_size: 384}; not with ``weights``.
-        mean: of the channels.
-        std: of the channels.
+        mean: of the channels; None = of the published weights of this type. Those of others may be
+            for another one: see ``image_mean`` in their preprocessor_config.json.
+        std: of the channels; None = the same.
 
     Raises:
         ValueError: an unknown type or option, weights of another type or size or with parts
@@ -59,12 +69,14 @@ class HuggingFaceBackbone(PixelBackbone):
         model_type: str,
         weights: str = "",
         options: dict[str, Any] | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(clip_size, mean, std)
         if model_type not in MODEL_TYPES:
             raise ValueError(f"model_type={model_type!r} is not one of {', '.join(MODEL_TYPES)}")
+        super().__init__(
+            clip_size, mean or STATISTICS[model_type][0], std or STATISTICS[model_type][1]
+        )
         if importlib.util.find_spec("transformers") is None:
             raise ImportError(
                 "HuggingFaceBackbone needs transformers: pip install 'vimpac_ext[hf]'"
