@@ -12,6 +12,7 @@ from vimpac_ext.engine.optim import build_optimizer
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "benchmark"
 FAMILIES = sorted(path.stem.removeprefix("k400_") for path in FOLDER.glob("k400_*.yaml"))
+HUGGING_FACE = ("timesformer", "vivit", "videomae", "vjepa2")
 CLIPS = ("k400_arm_wrestling.mp4", "k400_flipping_pancake.mkv", "ucf101_BaseballPitch_g01_c01.avi")
 
 # Frames, rate, crop and views of Kinetics-400, as their authors (or model zoos) state them.
@@ -33,9 +34,10 @@ PUBLISHED = {
 }
 
 
-def test_every_family_has_both_data_sets():
-    something = sorted(path.stem.removeprefix("ssv2_") for path in FOLDER.glob("ssv2_*.yaml"))
-    assert something == FAMILIES
+def test_every_family_has_all_data_sets():
+    for name in ("ssv2", "demo"):
+        found = sorted(path.stem.removeprefix(f"{name}_") for path in FOLDER.glob(f"{name}_*.yaml"))
+        assert found == FAMILIES
     assert set(FAMILIES) == {*PUBLISHED, "frames_mean", "frames_attention", "vimpac"}
 
 
@@ -68,11 +70,14 @@ def test_something_something_differs_in_data_and_recipe_only(name):
     assert starts_from in ("", kinetics.OUTPUT_DIR, kinetics.TRAIN.CHECKPOINT_FILE_PATH)
 
 
-def small(name):
+def small(name, dataset):
     """Overrides with which a model takes clips of 64 pixels in seconds on a CPU."""
-    values = {"DATA.TRAIN_CROP_SIZE": 64, "DATA.TEST_CROP_SIZE": 64}
-    if name in ("timesformer", "vivit", "videomae", "vjepa2"):
+    if name in HUGGING_FACE:
         pytest.importorskip("transformers")
+    if dataset == "demo" and name != "vimpac":  # small as they are
+        return {}
+    values = {"DATA.TRAIN_CROP_SIZE": 64, "DATA.TEST_CROP_SIZE": 64}
+    if name in HUGGING_FACE:
         values["BACKBONE.options"] = "{num_hidden_layers: 2}"
     elif name.startswith(("frames", "space_time")):
         values["BACKBONE.options"] = "{depth: 2}"
@@ -85,11 +90,25 @@ def small(name):
     return values
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_demos_models_are_small_ones_of_the_family(name):
+    kinetics, demo = (prepare(FOLDER / f"{d}_{name}.yaml").cfg for d in ("k400", "demo"))
+    for key, default in (("NAME", ""), ("model_type", ""), ("pooling", "mean"), ("attention", "")):
+        assert demo.BACKBONE.get(key, default) == kinetics.BACKBONE.get(key, default)
+    if demo.BACKBONE.NAME == "PytorchVideoBackbone":
+        family = demo.BACKBONE.model.split("_")[0]
+        assert kinetics.BACKBONE.model.split("_")[0] == family
+    assert (demo.MODEL.NUM_CLASSES, demo.TRAIN.DATASET.check_size) == (10, False)
+    test = demo.TEST
+    assert (test.NUM_ENSEMBLE_VIEWS, test.NUM_SPATIAL_CROPS, demo.NUM_GPUS) == (10, 3, 0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["k400", "ssv2"])
+@pytest.mark.parametrize("dataset", ["k400", "ssv2", "demo"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_trains_and_tests_on_real_clips(name, dataset, real_videos, tmp_path):
-    last = (400 if dataset == "k400" else 174) - 1  # tells the list how many classes there are
+    # The last class tells the list how many there are.
+    last = {"k400": 400, "ssv2": 174, "demo": 10}[dataset] - 1
     lines = [
         f"{real_videos / clip} {label}" for clip, label in zip(CLIPS, (0, last, last), strict=True)
     ]
@@ -115,7 +134,7 @@ def test_trains_and_tests_on_real_clips(name, dataset, real_videos, tmp_path):
         "NUM_GPUS": 0,
         "TENSORBOARD": False,
         "OUTPUT_DIR": tmp_path / "output",
-        **small(name),
+        **small(name, dataset),
     }
     overrides = [str(word) for pair in values.items() for word in pair]
     shipped = prepare(FOLDER / f"{dataset}_{name}.yaml").cfg.TEST
