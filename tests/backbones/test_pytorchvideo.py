@@ -14,6 +14,7 @@ from vimpac_ext.heads import ClassificationHead
 # Clip that a hub function is called with, and arguments that make its window fit a small one.
 SMALL = {
     "x3d_xs": ((4, 160, 160), {}),
+    "x3d_s": ((13, 160, 160), {"dropout_rate": 0.0, "head_bn_lin5_on": True}),
     "mvit_base_16x4": ((16, 64, 64), {"spatial_size": (64, 64), "temporal_size": 16}),
     "c2d_r50": ((8, 64, 64), {"head_pool_kernel_size": (4, 2, 2)}),
 }

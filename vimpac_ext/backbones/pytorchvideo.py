@@ -95,6 +95,8 @@ class PytorchVideoBackbone(PixelBackbone):
         try:
             self.model = getattr(hub, model)(pretrained=False, **arguments)
         except TypeError as error:  # how Python says that there is no such argument
+            if not options:
+                raise
             raise ValueError(f"{model} does not take the options {options} ({error})") from error
         self.name = model
         self.num_layers = len(self.model.blocks) if model.startswith("mvit") else None
@@ -150,8 +152,7 @@ class PytorchVideoBackbone(PixelBackbone):
     def _forward_transformer(self, frames: Tensor) -> dict[str, Tensor]:
         model = self.model
         x = model.cls_positional_encoding(model.patch_embed(frames))
-        for part in (model.pos_drop, model.norm_patch_embed):
-            x = x if part is None else part(x)
+        x = _through(x, model.pos_drop, model.norm_patch_embed)
         shape = model.cls_positional_encoding.patch_embed_shape
         for block in model.blocks:
             x, shape = block(x, shape)
@@ -172,10 +173,10 @@ class PytorchVideoBackbone(PixelBackbone):
     def _forward_projected(self, frames: Tensor, head: Any) -> dict[str, Tensor]:
         """X3D's head convolves before and after its average; the map lies between."""
         pool = head.pool
-        places = pool.pre_act(pool.pre_norm(pool.pre_conv(frames)))
-        x = pool.post_act(pool.post_conv(pool.pool(places)))
-        x = head.output_pool(head.dropout(x)).flatten(1)
-        return {"cls": x, "features": places.movedim(1, -1)}
+        places = _through(frames, pool.pre_conv, pool.pre_norm, pool.pre_act)
+        x = _through(places, pool.pool, pool.post_conv, pool.post_norm, pool.post_act)
+        x = _through(x, head.dropout, head.output_pool)
+        return {"cls": x.flatten(1), "features": places.movedim(1, -1)}
 
     def _pathways(self, frames: Tensor) -> list[Tensor]:
         """Slow and fast frames; which ones are slow is PySlowFast's rule."""
@@ -203,3 +204,10 @@ class PytorchVideoBackbone(PixelBackbone):
             head.pool.pool = nn.AdaptiveAvgPool3d(1)
         elif not self.name.startswith("mvit"):
             head.pool = nn.AdaptiveAvgPool3d(1)
+
+
+def _through(x: Tensor, *parts: Any) -> Tensor:
+    """Calls modules one after the other; those that a model does without are None."""
+    for part in parts:
+        x = x if part is None else part(x)
+    return x

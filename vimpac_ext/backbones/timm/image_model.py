@@ -41,6 +41,8 @@ def create_image_model(
     try:
         network = timm.create_model(model, pretrained=pretrained and not weights, **arguments)
     except TypeError as error:  # how timm says that there is no such option
+        if not options:
+            raise
         raise ValueError(f"timm's {model} does not take the options {options} ({error})") from error
     except OSError as error:
         raise OSError(
