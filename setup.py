@@ -45,6 +45,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.15",
             "pre-commit>=4.0",
+            "pyarrow>=17",  # a test reads the .parquet files of an export
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

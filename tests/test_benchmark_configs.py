@@ -12,6 +12,7 @@ from vimpac_ext.engine.optim import build_optimizer
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "benchmark"
 FAMILIES = sorted(path.stem.removeprefix("k400_") for path in FOLDER.glob("k400_*.yaml"))
+HUGGING_FACE = ("timesformer", "vivit", "videomae", "vjepa2")
 CLIPS = ("k400_arm_wrestling.mp4", "k400_flipping_pancake.mkv", "ucf101_BaseballPitch_g01_c01.avi")
 
 # Frames, rate, crop and views of Kinetics-400, as their authors (or model zoos) state them.
@@ -33,9 +34,10 @@ PUBLISHED = {
 }
 
 
-def test_every_family_has_both_data_sets():
-    something = sorted(path.stem.removeprefix("ssv2_") for path in FOLDER.glob("ssv2_*.yaml"))
-    assert something == FAMILIES
+def test_every_family_has_all_data_sets():
+    for name in ("ssv2", "demo"):
+        found = sorted(path.stem.removeprefix(f"{name}_") for path in FOLDER.glob(f"{name}_*.yaml"))
+        assert found == FAMILIES
     assert set(FAMILIES) == {*PUBLISHED, "frames_mean", "frames_attention", "vimpac"}
 
 
@@ -60,17 +62,22 @@ def test_something_something_differs_in_data_and_recipe_only(name):
         assert not something.AUG.FLIP
     else:
         assert not any(view.flip for view in views_of(something, "TRAIN"))
-    seconds = something.DATA.NUM_FRAMES * something.DATA.SAMPLING_RATE / something.DATA.TARGET_FPS
-    assert 2.4 < seconds < 2.8  # of videos of 4 s on average
+    assert kinetics.DATA.SAMPLING == "rate"
+    # VIMPAC's clips have the paper's rate; those of frames are spread over the video.
+    sampling = "rate" if name == "vimpac" else "segments"
+    assert sampling == something.DATA.SAMPLING
     starts_from = something.TRAIN.CHECKPOINT_FILE_PATH
     assert starts_from in ("", kinetics.OUTPUT_DIR, kinetics.TRAIN.CHECKPOINT_FILE_PATH)
 
 
-def small(name):
+def small(name, dataset):
     """Overrides with which a model takes clips of 64 pixels in seconds on a CPU."""
-    values = {"DATA.TRAIN_CROP_SIZE": 64, "DATA.TEST_CROP_SIZE": 64}
-    if name in ("timesformer", "vivit", "videomae", "vjepa2"):
+    if name in HUGGING_FACE:
         pytest.importorskip("transformers")
+    if dataset == "demo" and name != "vimpac":  # small as they are
+        return {}
+    values = {"DATA.TRAIN_CROP_SIZE": 64, "DATA.TEST_CROP_SIZE": 64}
+    if name in HUGGING_FACE:
         values["BACKBONE.options"] = "{num_hidden_layers: 2}"
     elif name.startswith(("frames", "space_time")):
         values["BACKBONE.options"] = "{depth: 2}"
@@ -83,11 +90,25 @@ def small(name):
     return values
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_demos_models_are_small_ones_of_the_family(name):
+    kinetics, demo = (prepare(FOLDER / f"{d}_{name}.yaml").cfg for d in ("k400", "demo"))
+    for key, default in (("NAME", ""), ("model_type", ""), ("pooling", "mean"), ("attention", "")):
+        assert demo.BACKBONE.get(key, default) == kinetics.BACKBONE.get(key, default)
+    if demo.BACKBONE.NAME == "PytorchVideoBackbone":
+        family = demo.BACKBONE.model.split("_")[0]
+        assert kinetics.BACKBONE.model.split("_")[0] == family
+    assert (demo.MODEL.NUM_CLASSES, demo.TRAIN.DATASET.check_size) == (10, False)
+    test = demo.TEST
+    assert (test.NUM_ENSEMBLE_VIEWS, test.NUM_SPATIAL_CROPS, demo.NUM_GPUS) == (10, 3, 0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset", ["k400", "ssv2"])
+@pytest.mark.parametrize("dataset", ["k400", "ssv2", "demo"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_trains_and_tests_on_real_clips(name, dataset, real_videos, tmp_path):
-    last = (400 if dataset == "k400" else 174) - 1  # tells the list how many classes there are
+    # The last class tells the list how many there are.
+    last = {"k400": 400, "ssv2": 174, "demo": 10}[dataset] - 1
     lines = [
         f"{real_videos / clip} {label}" for clip, label in zip(CLIPS, (0, last, last), strict=True)
     ]
@@ -113,7 +134,7 @@ def test_trains_and_tests_on_real_clips(name, dataset, real_videos, tmp_path):
         "NUM_GPUS": 0,
         "TENSORBOARD": False,
         "OUTPUT_DIR": tmp_path / "output",
-        **small(name),
+        **small(name, dataset),
     }
     overrides = [str(word) for pair in values.items() for word in pair]
     shipped = prepare(FOLDER / f"{dataset}_{name}.yaml").cfg.TEST
@@ -177,3 +198,28 @@ def test_the_loss_of_pre_training_falls(name, options):
         losses.append(scalars["token_loss"].item())
     assert losses[0] > 3.5  # log 64 = 4.2
     assert sum(losses[-5:]) / 5 < 1.2  # who knows the four tokens only has log 4 = 1.39
+
+
+@pytest.mark.parametrize("model", ["slowfast_r50", "x3d_xs"])
+def test_pretraining_reads_the_maps_of_convolutional_models(model):
+    """Those with two pathways, or with a map narrower than "cls"; hidden tokens are predicted."""
+    frames = 8 if model == "slowfast_r50" else 4
+    values = {
+        "BACKBONE.NAME": "PytorchVideoBackbone",
+        "BACKBONE.model": model,
+        "BACKBONE.global_pool": True,
+        "BACKBONE.options": "{stem_dim_outs: [16, 2]}" if frames == 8 else "{}",
+        "TOKENIZER.NAME": "VQVAETokenizer",
+        "DATA.VOCAB_SIZE": 64,
+        "DATA.NUM_FRAMES": frames,
+        "DATA.TRAIN_CROP_SIZE": 64,
+        "DATA.TEST_CROP_SIZE": 64,
+    }
+    overrides = [str(word) for pair in values.items() for word in pair]
+    task = build_task(prepare(FOLDER / "pretrain_mvit.yaml", overrides).cfg).train()
+    batch = {"clips": torch.rand(2, 2, 3, frames, 64, 64)}
+    scalars = task.training_step(batch, torch.Generator().manual_seed(0))
+    assert scalars["token_loss"].item() == pytest.approx(np.log(69), abs=0.5)  # of no knowledge
+    scalars["loss"].backward()
+    unused = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []

@@ -69,7 +69,8 @@ BACKBONES = _registry(
 
     Attributes: ``input_kind`` ("tokens" or "pixels", of the class: it decides which data are
     opened before a model is built) and ``embed_dim: int``.
-    ``forward(clip) -> {"cls": (B, D), "features": (B, t, h, w, D)}``; "features" may be absent.
+    ``forward(clip) -> {"cls": (B, D), "features": (B, t, h, w, F)}``; "features" may be absent, and
+    F is D unless an attribute ``feature_dim: int`` says otherwise.
     A token backbone takes int64 (B, T, H, W) and exposes ``token_embedding: nn.Embedding``; a pixel
     backbone takes float (B, 3, T, H, W) in [0, 1] and normalises itself (base: `PixelBackbone`).
     Optional: ``num_layers: int`` N and ``layer_of(name: str) -> int``, the layer of a parameter of
@@ -87,9 +88,9 @@ HEADS = _registry(
 
     ``forward(outputs: dict) -> dict``: reads keys such as "cls", "features", "mask" and
     "mask_positions" (where the flattened mask is True, int64 (M,)), returns its own new keys
-    (documented in its docstring). Runtime arguments on request: ``embed_dim``, ``grid`` (frames,
-    height and width in tokens), ``vocab_size``, ``num_classes``, ``token_embedding``,
-    ``classifier`` (the backbone's own).
+    (documented in its docstring). Runtime arguments on request: ``embed_dim``, ``feature_dim``
+    (the width of "features"), ``grid`` (frames, height and width in tokens), ``vocab_size``,
+    ``num_classes``, ``token_embedding``, ``classifier`` (the backbone's own).
     """,
 )
 

@@ -86,7 +86,7 @@ class Outputs(TypedDict, total=False):
 
     Attributes:
         cls: (B, D) clip representation.
-        features: (B, T, H, W, D) one vector per token.
+        features: (B, T, H, W, F) one vector per place; F is D in most backbones.
         mask: bool (B, T, H, W), True = hidden.
         token_logits: (M, V+5) for the M hidden positions, in the order of ``features[mask]``.
         projection: (B, P) contrastive embedding.

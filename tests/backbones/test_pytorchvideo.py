@@ -14,6 +14,7 @@ from vimpac_ext.heads import ClassificationHead
 # Clip that a hub function is called with, and arguments that make its window fit a small one.
 SMALL = {
     "x3d_xs": ((4, 160, 160), {}),
+    "x3d_s": ((13, 160, 160), {"dropout_rate": 0.0, "head_bn_lin5_on": True}),
     "mvit_base_16x4": ((16, 64, 64), {"spatial_size": (64, 64), "temporal_size": 16}),
     "c2d_r50": ((8, 64, 64), {"head_pool_kernel_size": (4, 2, 2)}),
 }
@@ -138,6 +139,39 @@ def test_global_pool_takes_small_clips():
     torch.testing.assert_close(outputs["cls"], outputs["features"].mean(dim=(1, 2, 3)))
 
 
+def test_slowfast_features_are_what_its_head_averages():
+    size = (32, 64, 64)
+    backbone = PytorchVideoBackbone(size, "slowfast_r50", global_pool=True).eval()
+    with torch.no_grad():
+        outputs = backbone(torch.rand(1, 3, *size))
+        maps = {}
+        backbone.model.blocks[-2].register_forward_pre_hook(
+            lambda _, inputs: maps.update(slow=inputs[0][0].clone(), fast=inputs[0][1].clone())
+        )
+        clip = torch.rand(1, 3, *size)
+        outputs = backbone(clip)
+    features = outputs["features"]
+    assert features.shape == (1, 8, 2, 2, 2304) == (1, 8, 2, 2, backbone.feature_dim)
+    # Eight slow frames stand for four fast ones each.
+    assert maps["fast"].shape == (1, 256, 32, 2, 2)
+    torch.testing.assert_close(features[0, 5, 1, 0, :2048], maps["slow"][0, :, 5, 1, 0])
+    fast = maps["fast"][0, :, 20:24, 1, 0].mean(dim=1)
+    torch.testing.assert_close(features[0, 5, 1, 0, 2048:], fast)
+    torch.testing.assert_close(outputs["cls"], features.mean(dim=(1, 2, 3)))
+
+
+def test_x3d_features_are_what_its_head_averages():
+    size = (4, 64, 64)
+    backbone = PytorchVideoBackbone(size, "x3d_xs", global_pool=True).eval()
+    with torch.no_grad():
+        outputs = backbone(torch.rand(2, 3, *size))
+        average = outputs["features"].mean(dim=(1, 2, 3))
+        widened = backbone.model.blocks[-1].pool.post_conv(average[:, :, None, None, None])
+    assert (backbone.embed_dim, backbone.feature_dim) == (2048, 432)
+    assert outputs["features"].shape == (2, 4, 2, 2, 432)
+    torch.testing.assert_close(outputs["cls"], widened.relu().flatten(1))
+
+
 def test_mvit_features_are_its_patch_tokens():
     size = (16, 64, 64)
     backbone = PytorchVideoBackbone(size, "mvit_base_16x4").eval()
@@ -153,8 +187,13 @@ def test_mvit_features_are_its_patch_tokens():
 def test_names_a_clip_that_the_model_cannot_take():
     with pytest.raises(ValueError, match=r"8 frames of 64 x 64 pixels .*global_pool True"):
         PytorchVideoBackbone((8, 64, 64), "slow_r50")
-    with pytest.raises(ValueError, match="6 frames"):
+    with pytest.raises(ValueError, match="a multiple of 4 frames, .*; found 6 frames"):
         PytorchVideoBackbone((6, 64, 64), "slowfast_r50", global_pool=True)
+
+
+def test_names_an_option_that_the_model_does_not_have():
+    with pytest.raises(ValueError, match=r"slow_r50 does not take the options \{'dept': 50\}"):
+        PytorchVideoBackbone((8, 64, 64), "slow_r50", global_pool=True, options={"dept": 50})
 
 
 def test_lists_the_models():

@@ -62,7 +62,7 @@ def test_features_of_frames_stand_at_their_frame_and_place(model):
 
 
 def test_features_of_frames_are_the_image_models():
-    """A frame's own map, and none where the image model goes on to another width."""
+    """A frame's own map."""
     backbone = rich(TimmFrames(SIZE, "resnet10t"))
     clip = torch.rand(2, 3, *SIZE)
     with torch.no_grad():
@@ -71,8 +71,25 @@ def test_features_of_frames_are_the_image_models():
         torch.testing.assert_close(outputs["features"].mean(dim=(1, 2, 3)), outputs["cls"])
         frame = backbone.model.forward_features(frames_of(backbone, clip)[1])
         torch.testing.assert_close(outputs["features"][:, 1], frame.permute(0, 2, 3, 1))
-        other = TimmFrames((1, 64, 64), "mobilenetv3_small_050").eval()
-        assert other(torch.rand(1, 3, 1, 64, 64)).keys() == {"cls"}
+
+
+def test_a_map_may_be_narrower_than_what_is_made_of_its_average():
+    backbone = rich(TimmFrames((2, 64, 64), "mobilenetv3_small_050"))
+    assert (backbone.embed_dim, backbone.feature_dim) == (1024, 288)
+    clip = torch.rand(1, 3, 2, 64, 64)
+    with torch.no_grad():
+        outputs = backbone(clip)
+        assert outputs["features"].shape == (1, 2, 2, 2, 288)
+        averages = outputs["features"].mean(dim=(2, 3)).flatten(0, 1)[..., None, None]
+        network = backbone.model
+        vectors = network.act2(network.conv_head(averages)).flatten(1)
+    torch.testing.assert_close(outputs["cls"], vectors.mean(dim=0, keepdim=True))
+
+
+def test_tokens_that_lie_nowhere_are_no_map():
+    backbone = TimmFrames((1, 224, 224), "hiera_tiny_224")
+    with torch.no_grad():
+        assert backbone(torch.rand(1, 3, 1, 224, 224)).keys() == {"cls"}
 
 
 def test_only_attention_pooling_sees_the_order_of_frames():
@@ -235,9 +252,14 @@ def test_timesformer_has_its_published_cost():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TimmFrames(SIZE, "resnt50"), "timm has no model 'resnt50'"),
+        (lambda: TimmFrames(SIZE, "resnt50"), "timm has no model 'resnt50'; similar: resnet50,"),
+        (
+            lambda: TimmFrames(SIZE, VIT, options={"depht": 3}),
+            "timm's vit_tiny_patch16_224 does not take the options {'depht': 3}",
+        ),
         (lambda: TimmFrames(SIZE, VIT, pooling="max"), "not one of mean, attention"),
         (lambda: TimmFrames((3, 33, 33), VIT), "cannot be cut into patches of 16 x 16"),
+        (lambda: TimmFrames((3, 36, 36), "efficientvit_m0"), "into patches of 16 x 16"),
         (lambda: TimmFrames((3, 32, 48), VIT), "square frames, found 32 x 48"),
         (lambda: TimmSpaceTime(SIZE, "resnet18"), "'resnet18' is a ResNet"),
         (lambda: TimmSpaceTime(SIZE, VIT, attention="axial"), "not one of joint, divided"),

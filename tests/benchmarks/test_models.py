@@ -125,6 +125,7 @@ def test_files_say_what_was_measured(tmp_path):
     assert text.startswith("`command`\n\n| config | backbone ")
     cells = "a | Backbone x | 8 x 32 x 32 | 1.50 | 2.00 × 10 x 3 | 100.00 | 20.00 | 300 | 900"
     assert f"| {cells} | fp32 / bf16 | 70.0 |" in text
+    assert "- without an accuracy, and so not in the plot: b\n" in text
     assert (tmp_path / "models.png").read_bytes().startswith(b"\x89PNG")
 
 

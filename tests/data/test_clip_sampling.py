@@ -12,7 +12,9 @@ from vimpac_ext.data.clip_sampling import (
     max_start,
     middle_view,
     pair_starts,
+    random_segment_frames,
     random_start,
+    segment_frames,
     view_starts,
 )
 
@@ -205,3 +207,50 @@ def test_the_middle_view_is_the_nearest_to_the_middle(num_views, rule):
     assert distances[chosen] <= min(distances) + 1  # starts are rounded down
     if rule == "linspace" and num_views % 2:
         assert starts[chosen] == middle
+
+
+@pytest.mark.parametrize("clip_length", [1, 4, 8, 32])
+@pytest.mark.parametrize("num_frames", [1, 3, 8, 37, 48, 96])
+def test_spread_frames_are_the_middles_of_equal_parts(num_frames, clip_length):
+    """The frame that is shown halfway through each T-th of the video."""
+    part = Fraction(num_frames, clip_length)
+    middles = [part * i + part / 2 for i in range(clip_length)]
+    shown = [next(f for f in range(num_frames) if f <= time < f + 1) for time in middles]
+    found = segment_frames(num_frames, clip_length)
+    assert found.dtype == np.int64
+    assert found.tolist() == shown
+
+
+@pytest.mark.parametrize(("num_frames", "clip_length"), [(48, 16), (37, 8), (96, 16), (5, 8)])
+def test_two_spread_clips_are_those_of_videomaes_test(num_frames, clip_length):
+    """It starts each segment in one view and takes its middle in the other."""
+    tick = num_frames / clip_length
+    starts = [int(tick * i) for i in range(clip_length)]
+    middles = [int(tick * i + tick / 2) for i in range(clip_length)]
+    views = [segment_frames(num_frames, clip_length, view, 2).tolist() for view in (0, 1)]
+    assert views == [starts, middles]
+
+
+def test_three_spread_clips_take_all_frames_of_their_parts():
+    views = np.stack([segment_frames(24, 8, view, 3) for view in range(3)])
+    assert views.T.ravel().tolist() == list(range(24))
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 8, 27, 48])
+def test_random_spread_frames_lie_anywhere_in_their_parts(num_frames):
+    generator = np.random.default_rng(0)
+    clips = np.stack([random_segment_frames(num_frames, 8, generator) for _ in range(2000)])
+    assert clips.dtype == np.int64
+    for i in range(8):
+        low, high = num_frames * i / 8, num_frames * (i + 1) / 8
+        touched = [f for f in range(num_frames) if f < high and f + 1 > low]
+        assert sorted(set(clips[:, i].tolist())) == touched
+        shares = [min(f + 1, high) - max(f, low) for f in touched]  # of the part, by frame
+        for frame, share in zip(touched, shares, strict=True):
+            expected = share / (high - low)
+            assert (clips[:, i] == frame).mean() == pytest.approx(expected, abs=0.05)
+
+
+def test_the_middle_of_spread_clips():
+    """The one whose frames lie nearest to the middles of the segments."""
+    assert [middle_view(n, "segments") for n in (1, 2, 3, 4, 10)] == [0, 1, 1, 2, 5]

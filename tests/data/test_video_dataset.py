@@ -161,3 +161,41 @@ def test_forked_workers_can_free_the_parents_frames(records):
     finally:
         gc.enable()
     assert finished
+
+
+def test_clips_spread_over_the_video(records):
+    """20 frames in 4 parts of 5; the video of 3 frames shows some twice and pads nothing."""
+    options = {"num_frames": 4, "fps": 8, "sampling": "segments"}
+    one = FrameClips(records, VIEWS, mode="uniform", **options)
+    assert [decode(clip) for clip in one[0]["clips"]] == [(v, [2, 7, 12, 17]) for v in (0, 1)]
+    assert decode(one[1]["clips"][0])[1] == [0, 1, 1, 2]
+    two = FrameClips(records, VIEWS, mode="uniform", num_temporal_views=2, **options)
+    starts, middles = [0, 5, 10, 15], [2, 7, 12, 17]
+    found = [decode(clip) for clip in two[0]["clips"]]
+    assert found == [(0, starts), (0, middles), (1, starts), (1, middles)]
+    for mode, num_clips in (("random", 1), ("pair", 2)):
+        drawn = FrameClips(records, VIEWS, mode=mode, **options)
+        seen, views = set(), set()
+        for epoch in range(20):
+            clips = [decode(clip) for clip in drawn[(epoch, 0)]["clips"]]
+            assert len(clips) == num_clips
+            assert len({view for view, _ in clips}) == 1
+            views.add(clips[0][0])
+            for _, frames in clips:
+                assert [frame // 5 for frame in frames] == [0, 1, 2, 3]
+                seen.add(tuple(frames))
+        assert views == {0, 1}
+        assert len(seen) > 15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling": "segment"}, "'segment' is unknown; choose from rate, segments"),
+        ({"sampling": "segments", "sampling_rate": 2}, "sampling_rate is 2 and must be 1"),
+        ({"sampling": "segments", "max_distance_seconds": 1.0}, "max_distance_frames is 8"),
+    ],
+)
+def test_options_of_spread_clips(options, message, records):
+    with pytest.raises(ValueError, match=message):
+        FrameClips(records, VIEWS, num_frames=4, fps=8, **options)

@@ -185,6 +185,23 @@ def test_the_single_view_of_a_test_is_a_test_of_that_view(kind, project):
     assert many.single_view_accuracy(1) == one.topk_accuracy(1)
 
 
+@pytest.mark.parametrize("kind", ["frames", "tokens"])
+def test_clips_spread_over_the_video_are_tested(kind, project):
+    changes = token_changes(project) if kind == "tokens" else {}
+    loaded = prepare(video_config(project, f"spread_{kind}", **changes))
+    if kind == "tokens":
+        extract_stores(loaded)
+    spread = ["DATA.SAMPLING", "segments", "TEST.NUM_ENSEMBLE_VIEWS", "1"]
+    cpu = torch.device("cpu")
+    test = tester.Tester(prepare(loaded.path, spread).cfg, cpu)
+    other = tester.Tester(prepare(loaded.path, spread[2:]).cfg, cpu)
+    assert test.protocol() == {**other.protocol(), "start_rule": "segments"}
+    assert test.run(_ByPixels()).ranks.tolist() != other.run(_ByPixels()).ranks.tolist()
+    message = "DATA.SAMPLING_RATE in .* must be 1, since DATA.SAMPLING is segments, found 2"
+    with pytest.raises(ConfigError, match=message):
+        prepare(loaded.path, [*spread, "DATA.SAMPLING_RATE", "2"])
+
+
 def test_a_run_reports_its_single_view(project):
     overrides = ["TRAIN.ENABLE", "False", "TEST.CHECKPOINT_FILE_PATH", str(project.trained)]
     overrides += ["OUTPUT_DIR", str(project.folder / "again")]

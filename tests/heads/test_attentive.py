@@ -33,3 +33,10 @@ def test_starts_with_all_classes_equal():
 def test_names_a_backbone_without_features():
     with pytest.raises(ValueError, match="use ClassificationHead"):
         AttentiveHead(embed_dim=8, num_classes=3)({"cls": torch.randn(2, 8)})
+
+
+def test_features_may_have_a_width_of_their_own():
+    head = AttentiveHead(embed_dim=20, num_classes=3, num_heads=4, feature_dim=12)
+    assert head({"features": torch.randn(2, 1, 2, 2, 12)})["class_logits"].shape == (2, 3)
+    with pytest.raises(ValueError, match="num_heads=5 does not divide the width 12"):
+        AttentiveHead(embed_dim=20, num_classes=3, num_heads=5, feature_dim=12)

@@ -50,3 +50,9 @@ def test_what_it_cannot_read_is_refused():
         head({"cls": torch.randn(2, 4)})
     with pytest.raises(ValueError, match="built for 2 frames, .* have 5"):
         head({"features": torch.randn(2, 5, 3, 3, 4)})
+
+
+def test_features_may_have_a_width_of_their_own():
+    head = FrameAverageHead(embed_dim=20, num_classes=3, grid=(2, 4, 4), feature_dim=6)
+    assert head.linear.in_features == 2 * 6
+    assert head({"features": torch.randn(5, 2, 1, 1, 6)})["class_logits"].shape == (5, 3)

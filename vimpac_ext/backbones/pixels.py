@@ -19,6 +19,7 @@ class PixelBackbone(nn.Module):
     Attributes:
         input_kind: "pixels".
         embed_dim: D, width of "cls".
+        feature_dim: width of "features", D unless a subclass sets another.
         clip_size: frames, height and width that it was built for.
         classifier: the linear classifier that came with the wrapped model's weights, as "weight"
             (classes, D) and "bias" (classes), or None. It is no parameter of the backbone: a
@@ -32,6 +33,7 @@ class PixelBackbone(nn.Module):
 
     input_kind = "pixels"
     embed_dim: int
+    _feature_dim: int | None = None
     model: Any  # its methods differ from library to library
     mean: Tensor
     std: Tensor
@@ -49,6 +51,11 @@ class PixelBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(list(mean)).view(shape), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(shape), persistent=False)
 
+    @property
+    def feature_dim(self) -> int:
+        """Width of the feature map."""
+        return self.embed_dim if self._feature_dim is None else self._feature_dim
+
     def normalized(self, clip: Tensor) -> Tensor:
         """Frames as the wrapped model expects them.
 
@@ -65,12 +72,15 @@ class PixelBackbone(nn.Module):
             )
         return (clip - self.mean) / self.std
 
-    def require_fit(self, advice: str, clip_size: Sequence[int] | None = None) -> None:
+    def require_fit(self, advice: str, clip_size: Sequence[int] | None = None) -> dict[str, Tensor]:
         """Tries the model on a clip without computing anything.
 
         Args:
             advice: what to change, appended to the message.
             clip_size: frames, height and width; None = what it was built for.
+
+        Returns:
+            What it gives for one clip, without values (on the device "meta").
 
         Raises:
             ValueError: the model cannot take such a clip.
@@ -83,7 +93,7 @@ class PixelBackbone(nn.Module):
         self.eval()
         try:
             with torch.no_grad():
-                torch.func.functional_call(self, shadows, (clip,))
+                outputs: dict[str, Tensor] = torch.func.functional_call(self, shadows, (clip,))
         except (RuntimeError, AssertionError, ValueError, IndexError) as error:
             raise ValueError(
                 f"{type(self).__name__} cannot take clips of {frames} frames of {height} x "
@@ -91,6 +101,7 @@ class PixelBackbone(nn.Module):
             ) from error
         finally:
             self.train(was_training)
+        return outputs
 
 
 def detach_classifier(owner: nn.Module, name: str) -> nn.Linear:

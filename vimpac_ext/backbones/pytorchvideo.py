@@ -62,7 +62,8 @@ class PytorchVideoBackbone(PixelBackbone):
         std: of the channels.
 
     Raises:
-        ValueError: an unknown model, weights that do not fit, or a clip that it cannot take.
+        ValueError: an unknown model or option, weights that do not fit, or a clip that it cannot
+            take.
     """
 
     def __init__(
@@ -79,13 +80,24 @@ class PytorchVideoBackbone(PixelBackbone):
         super().__init__(clip_size, mean, std)
         if model not in MODELS:
             raise ValueError(f"model {model!r} is unknown; choose from {', '.join(MODELS)}")
+        if model.startswith("slowfast") and self.clip_size[0] % FAST_PER_SLOW_FRAMES:
+            raise ValueError(
+                f"{model} takes a multiple of {FAST_PER_SLOW_FRAMES} frames, so that its slow "
+                f"pathway has one of each {FAST_PER_SLOW_FRAMES}; found {self.clip_size[0]} "
+                "frames: set DATA.NUM_FRAMES"
+            )
         compat.install()
         hub = importlib.import_module(f"pytorchvideo.models.hub.{MODELS[model]}")
         arguments = dict(options or {})
         if model.startswith("mvit"):
             frames, *sides = self.clip_size
             arguments |= {"spatial_size": tuple(sides), "temporal_size": frames}
-        self.model = getattr(hub, model)(pretrained=False, **arguments)
+        try:
+            self.model = getattr(hub, model)(pretrained=False, **arguments)
+        except TypeError as error:  # how Python says that there is no such argument
+            if not options:
+                raise
+            raise ValueError(f"{model} does not take the options {options} ({error})") from error
         self.name = model
         self.num_layers = len(self.model.blocks) if model.startswith("mvit") else None
         if pretrained and not weights:
@@ -102,10 +114,11 @@ class PytorchVideoBackbone(PixelBackbone):
             self.classifier = classifier_of(linear)
         if global_pool:
             self._pool_globally(head)
-        self.require_fit(
+        outputs = self.require_fit(
             "Set DATA.NUM_FRAMES and the crop sizes as the model's paper does, or "
             "BACKBONE.global_pool True for smaller clips"
         )
+        self._feature_dim = outputs["features"].shape[-1]
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -126,32 +139,50 @@ class PytorchVideoBackbone(PixelBackbone):
             clip: float (B, 3, T, H, W) in [0, 1].
 
         Returns:
-            "cls" (B, D), and where the model has one feature map of width D (all but SlowFast and
-            X3D) "features" (B, t, h, w, D).
+            "cls" (B, D) and "features" (B, t, h, w, F), the map that the head averages; F is D but
+            for X3D, whose head widens the average. SlowFast's has the frames of its slow pathway:
+            at each place the slow features, then the average of the fast ones around it.
         """
         frames = self.normalized(clip)
         if self.name.startswith("mvit"):
             return self._forward_transformer(frames)
         if self.name.startswith("slowfast"):
-            return {"cls": self.model(self._pathways(frames))}
-        if self.name.startswith("x3d"):
-            return {"cls": self.model(frames)}
+            return self._forward_pathways(frames)
         *stages, head = self.model.blocks
         for stage in stages:
             frames = stage(frames)
+        if self.name.startswith("x3d"):
+            return self._forward_projected(frames, head)
         return {"cls": head(frames), "features": frames.movedim(1, -1)}
 
     def _forward_transformer(self, frames: Tensor) -> dict[str, Tensor]:
         model = self.model
         x = model.cls_positional_encoding(model.patch_embed(frames))
-        for part in (model.pos_drop, model.norm_patch_embed):
-            x = x if part is None else part(x)
+        x = _through(x, model.pos_drop, model.norm_patch_embed)
         shape = model.cls_positional_encoding.patch_embed_shape
         for block in model.blocks:
             x, shape = block(x, shape)
         if model.norm_embed is not None:
             x = model.norm_embed(x)
         return {"cls": model.head(x), "features": x[:, 1:].unflatten(1, tuple(shape))}
+
+    def _forward_pathways(self, frames: Tensor) -> dict[str, Tensor]:
+        *stages, pool, head = self.model.blocks
+        maps = self._pathways(frames)
+        for stage in stages:
+            maps = stage(maps)
+        slow, fast = maps
+        averages = fast.unflatten(2, (slow.shape[2], -1)).mean(dim=3)  # of FAST_PER_SLOW_FRAMES
+        fused = torch.cat([slow, averages], dim=1)
+        return {"cls": head(pool([slow, fast])), "features": fused.movedim(1, -1)}
+
+    def _forward_projected(self, frames: Tensor, head: Any) -> dict[str, Tensor]:
+        """X3D's head convolves before and after its average; the map lies between."""
+        pool = head.pool
+        places = _through(frames, pool.pre_conv, pool.pre_norm, pool.pre_act)
+        x = _through(places, pool.pool, pool.post_conv, pool.post_norm, pool.post_act)
+        x = _through(x, head.dropout, head.output_pool)
+        return {"cls": x.flatten(1), "features": places.movedim(1, -1)}
 
     def _pathways(self, frames: Tensor) -> list[Tensor]:
         """Slow and fast frames; which ones are slow is PySlowFast's rule."""
@@ -179,3 +210,10 @@ class PytorchVideoBackbone(PixelBackbone):
             head.pool.pool = nn.AdaptiveAvgPool3d(1)
         elif not self.name.startswith("mvit"):
             head.pool = nn.AdaptiveAvgPool3d(1)
+
+
+def _through(x: Tensor, *parts: Any) -> Tensor:
+    """Calls modules one after the other; those that a model does without are None."""
+    for part in parts:
+        x = x if part is None else part(x)
+    return x

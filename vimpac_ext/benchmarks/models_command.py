@@ -14,10 +14,15 @@ def add_models(subcommands: Any) -> None:
         "models", help="parameters, GFLOPs x views, clips/s and memory of any configurations"
     )
     parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="YAML files")
-    parser.add_argument("--output", type=Path, default=Path("output/benchmark_models"))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/benchmark_models"),
+        help="folder of models.md, .csv and .png (default: %(default)s)",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--batch_size", type=int, help="videos; default: 8 on a GPU, 2 on a CPU")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a number (default: 5)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to measure for (default: 5)")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), default="", help="default: the config's"
     )
@@ -27,8 +32,16 @@ def add_models(subcommands: Any) -> None:
         metavar="CSV",
         help="columns name,top1 (percent); default: what a config's own test has given, if run",
     )
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE")
+    parser.add_argument(
+        "--plugin", action="append", default=[], metavar="MODULE", help="module to import first"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="overrides of all configs, last on the line: --opts DATA.NUM_FRAMES 8",
+    )
     parser.add_argument("--docs", type=Path, metavar="MD", help="also put the table into this file")
     parser.set_defaults(run=run_models)
 

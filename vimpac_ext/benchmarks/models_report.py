@@ -51,7 +51,7 @@ def accuracies_of(path: Path, names: Sequence[str]) -> dict[str, float]:
 
 
 def models_markdown(costs: Sequence[ModelCost]) -> str:
-    """The table; what could not be measured is listed below it with the reason."""
+    """The table; what could not be measured or drawn is listed below it with the reason."""
     rows = []
     for cost in costs:
         views = f"{cost.temporal_views} x {cost.spatial_crops}"
@@ -65,9 +65,12 @@ def models_markdown(costs: Sequence[ModelCost]) -> str:
                 *(cost.precision or NOTHING, number(cost.top1)),
             ]
         )
-    failed = [f"- {cost.name} was not measured: {cost.error}" for cost in costs if cost.error]
+    notes = [f"- {cost.name} was not measured: {cost.error}" for cost in costs if cost.error]
+    unknown = [cost.name for cost in costs if cost.top1 is None and not cost.error]
+    if any(cost.top1 is not None for cost in costs) and unknown:
+        notes.append(f"- without an accuracy, and so not in the plot: {', '.join(unknown)}")
     text = markdown_table(_HEADER, rows)
-    return text + ("\n" + "\n".join(failed) + "\n" if failed else "")
+    return text + ("\n" + "\n".join(notes) + "\n" if notes else "")
 
 
 def write_models(

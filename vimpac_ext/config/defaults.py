@@ -25,6 +25,9 @@ DEFAULTS: dict[str, Any] = {
     "DATA": {
         "PATH_TO_DATA_DIR": "",  # folder of the downloaded data set
         "NUM_FRAMES": 5,  # frames in a clip (T)
+        # Frames of a clip: rate (every SAMPLING_RATE-th), segments (one of each of NUM_FRAMES equal
+        # parts of the video: at random in training, the middle one in a test of one clip).
+        "SAMPLING": "rate",
         "SAMPLING_RATE": 1,  # take every n-th frame of the TARGET_FPS frames
         "TARGET_FPS": 2.0,  # frames per second at which videos are decoded and tokenised
         "DECODING_BACKEND": "pyav",  # of clips of frames: pyav, torchcodec (pip install ..[decode])

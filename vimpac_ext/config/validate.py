@@ -9,6 +9,7 @@ _CHOICES = {
     "TRAIN.PRECISION": ("fp32", "bf16", "fp16"),
     "TEST.PRECISION": ("fp32", "bf16"),
     "EXTRACT.PRECISION": ("fp32", "bf16"),
+    "DATA.SAMPLING": ("rate", "segments"),
     "DATA.TOKENS": ("store", "online"),
     "DATA.DECODING_BACKEND": ("pyav", "torchcodec"),
     "DATA.ENSEMBLE_METHOD": ("sum", "max"),
@@ -103,6 +104,7 @@ def validate(loaded: LoadedConfig) -> None:
         distance is None or (is_number and distance >= 0),
         "null or a number of seconds, zero or more",
     )
+    _check_sampling(loaded)
     _check_batch(loaded)
     _check_schedule(loaded)
     _check_momentum(loaded)
@@ -110,6 +112,16 @@ def validate(loaded: LoadedConfig) -> None:
     shown = loaded.cfg.TENSORBOARD or loaded.cfg.WANDB.ENABLE
     key = "TENSORBOARD_PICTURES_PERIOD"
     _require(loaded, key, shown or not _value(loaded, key), "0 without TENSORBOARD")
+
+
+def _check_sampling(loaded: LoadedConfig) -> None:
+    data = loaded.cfg.DATA
+    if data.SAMPLING == "segments":
+        why = "since DATA.SAMPLING is segments"
+        _require(loaded, "DATA.SAMPLING_RATE", data.SAMPLING_RATE == 1, f"1, {why}")
+        _require(loaded, "DATA.MAX_PAIR_DISTANCE", data.MAX_PAIR_DISTANCE is None, f"null, {why}")
+        if loaded.cfg.KNN.ENABLE:
+            _require(loaded, "KNN.SAMPLING_RATE", loaded.cfg.KNN.SAMPLING_RATE == 1, f"1, {why}")
 
 
 def _check_split_files(loaded: LoadedConfig) -> None:

@@ -3,10 +3,13 @@
 import numpy as np
 
 from vimpac_ext.data.clip_sampling import (
+    SAMPLINGS,
     START_RULES,
     clip_indices,
     pair_starts,
+    random_segment_frames,
     random_start,
+    segment_frames,
     view_starts,
 )
 
@@ -37,6 +40,10 @@ class ClipSampler:
     "pair", two clips of the same random view (Section 3.3); "uniform", for testing,
     ``num_temporal_views`` clips spread over the video in each of the spatial views, all of view 0
     first, then view 1, ...
+
+    Sampling "rate" takes every ``sampling_rate``-th frame from a start; "segments" spreads each
+    clip over the whole video (`segment_frames`), so that clips of a video differ only in where
+    within the segments their frames lie.
     """
 
     def __init__(
@@ -50,6 +57,7 @@ class ClipSampler:
         max_distance_frames: int | None = None,
         single_frame: bool = False,
         num_random_clips: int = 1,
+        sampling: str = "rate",
     ) -> None:
         """Check the options.
 
@@ -64,6 +72,7 @@ class ClipSampler:
             single_frame: repeat one frame of the clip instead (a control experiment): a random
                 one, or the middle one in "uniform".
             num_random_clips: clips per item ("random").
+            sampling: one of `SAMPLINGS`.
 
         Raises:
             ValueError: an option is out of its range.
@@ -88,7 +97,17 @@ class ClipSampler:
         for name, value in counts.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1")
+        if sampling not in SAMPLINGS:
+            choices = ", ".join(SAMPLINGS)
+            raise ValueError(f"sampling {sampling!r} is unknown; choose from {choices}")
+        if sampling == "segments" and (sampling_rate != 1 or max_distance_frames is not None):
+            raise ValueError(
+                "clips spread over the video (sampling 'segments') have no rate and no distance: "
+                f"sampling_rate is {sampling_rate} and must be 1, max_distance_frames is "
+                f"{max_distance_frames} and must be None"
+            )
         self.mode = mode
+        self.sampling = sampling
         self.num_views = num_views
         self.num_frames = num_frames
         self.sampling_rate = sampling_rate
@@ -118,6 +137,27 @@ class ClipSampler:
             For each clip the position of its spatial view and int64 frame indices; these are fewer
             than ``num_frames`` where the video is too short.
         """
+        if self.sampling == "segments":
+            chosen = self._spread(video_frames, generator)
+        else:
+            chosen = self._at_rate(video_frames, generator)
+        return [(view, self._frames(indices, generator)) for view, indices in chosen]
+
+    def _spread(
+        self, video_frames: int, generator: np.random.Generator
+    ) -> list[tuple[int, np.ndarray]]:
+        length, parts = self.num_frames, self.num_temporal_views
+        if self.mode == "uniform":
+            clips = [segment_frames(video_frames, length, part, parts) for part in range(parts)]
+            return [(view, clip) for view in range(self.num_views) for clip in clips]
+        views = [int(generator.integers(self.num_views)) for _ in range(self.num_clips)]
+        if self.mode == "pair":  # both of one view
+            views = views[:1] * 2
+        return [(view, random_segment_frames(video_frames, length, generator)) for view in views]
+
+    def _at_rate(
+        self, video_frames: int, generator: np.random.Generator
+    ) -> list[tuple[int, np.ndarray]]:
         length, stride = self.num_frames, self.sampling_rate
         if self.mode == "uniform":
             starts = view_starts(
@@ -138,8 +178,7 @@ class ClipSampler:
             starts = [*pair_starts(video_frames, length, stride, generator, distance)]
             choices = [(view, start) for start in starts]
         return [
-            (view, self._frames(clip_indices(start, video_frames, length, stride), generator))
-            for view, start in choices
+            (view, clip_indices(start, video_frames, length, stride)) for view, start in choices
         ]
 
     def _frames(self, indices: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip: T frames, every s-th (Sections 3.2 and 4.2).
+"""Which frames of a video make a clip: T frames, every s-th (Sections 3.2 and 4.2), or spread.
 
 Everything here is the authors' rule unless said otherwise.
 """
@@ -6,6 +6,7 @@ Everything here is the authors' rule unless said otherwise.
 import numpy as np
 
 START_RULES = ("vimpac", "linspace", "uniform")
+SAMPLINGS = ("rate", "segments")
 
 
 def max_start(num_frames: int, clip_length: int, stride: int) -> int:
@@ -78,9 +79,10 @@ def middle_view(num_views: int, rule: str) -> int:
     """Which of the clips of `view_starts` lies nearest to the middle; the earlier of two.
 
     With an odd number of views and "linspace" or "vimpac", or an even one and "uniform", it is the
-    clip in the middle itself. (One view of "vimpac" or "uniform" lies at the start.)
+    clip in the middle itself. (One view of "vimpac" or "uniform" lies at the start.) Of the views
+    of `segment_frames` (rule "segments") it is the one nearest to the middles of the segments.
     """
-    parts = num_views if rule == "uniform" else max(num_views - 1, 1)
+    parts = num_views if rule in ("uniform", "segments") else max(num_views - 1, 1)
     return min(range(num_views), key=lambda view: abs(2 * view - parts))
 
 
@@ -91,3 +93,34 @@ def clip_indices(start: int, num_frames: int, clip_length: int, stride: int) -> 
         int64 (n,), n <= ``clip_length``.
     """
     return np.arange(start, min(start + clip_length * stride, num_frames), stride)
+
+
+def segment_frames(
+    num_frames: int, clip_length: int, view: int = 0, num_views: int = 1
+) -> np.ndarray:
+    """A clip spread over the whole video: one frame of each of ``clip_length`` equal segments.
+
+    As in TSN (Wang et al. 2016, arXiv 1608.00859), which most models of Something-Something follow.
+    One view takes the middle of each segment. View v of n > 1 takes what lies v/n into it: with two
+    these are the views of VideoMAE's test (arXiv 2203.12602).
+
+    Args:
+        num_frames: frames of the video; some are taken twice where there are fewer than segments.
+        clip_length: frames of a clip.
+        view: which view.
+        num_views: clips of a test.
+
+    Returns:
+        int64 (``clip_length``,).
+    """
+    into, parts = (1, 2) if num_views == 1 else (view, num_views)
+    segments = range(clip_length)
+    return np.array([num_frames * (i * parts + into) // (clip_length * parts) for i in segments])
+
+
+def random_segment_frames(
+    num_frames: int, clip_length: int, generator: np.random.Generator
+) -> np.ndarray:
+    """As `segment_frames`, but anywhere in each segment, all places equally likely."""
+    places = (np.arange(clip_length) + generator.random(clip_length)) / clip_length
+    return np.minimum((places * num_frames).astype(np.int64), num_frames - 1)

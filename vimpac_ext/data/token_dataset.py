@@ -37,6 +37,7 @@ class TokenClips(Dataset[ClipSample]):
         max_distance_seconds: float | None = None,
         single_frame: bool = False,
         num_random_clips: int = 1,
+        sampling: str = "rate",
         seed: int = 0,
         allow_missing: bool = False,
     ) -> None:
@@ -54,6 +55,7 @@ class TokenClips(Dataset[ClipSample]):
             max_distance_seconds: largest distance of the two starts, None = no limit ("pair").
             single_frame: repeat one frame of each clip (a control experiment).
             num_random_clips: clips per item, each of its own start and view ("random").
+            sampling: frames of a clip: "rate", or "segments", spread over the video.
             seed: of all random choices.
             allow_missing: leave out videos that the store does not have.
 
@@ -74,6 +76,7 @@ class TokenClips(Dataset[ClipSample]):
             max_distance_frames=distance,
             single_frame=single_frame,
             num_random_clips=num_random_clips,
+            sampling=sampling,
         )
         self.store = store
         self.records = records

@@ -36,6 +36,7 @@ class FrameClips(Dataset[ClipSample]):
         max_distance_seconds: float | None = None,
         single_frame: bool = False,
         num_random_clips: int = 1,
+        sampling: str = "rate",
         padding: str = "last",
         mark_bad: bool = False,
         random_view: RandomView | None = None,
@@ -56,6 +57,7 @@ class FrameClips(Dataset[ClipSample]):
             max_distance_seconds: largest distance of the two starts, None = no limit ("pair").
             single_frame: repeat one frame of each clip (a control experiment).
             num_random_clips: clips per item, each of its own start and view ("random").
+            sampling: frames of a clip: "rate", or "segments", spread over the video.
             padding: what follows the end of a short video: "last", its last frame again, or
                 "nan", frames of NaN, which `OnlineTokenizer` turns into padding tokens.
             mark_bad: give an item for a video that cannot be decoded, too: clips of NaN, and
@@ -85,6 +87,7 @@ class FrameClips(Dataset[ClipSample]):
             max_distance_frames=distance,
             single_frame=single_frame,
             num_random_clips=num_random_clips,
+            sampling=sampling,
         )
         self.records = records
         self.views = tuple(views)

@@ -44,7 +44,10 @@ RUNTIME_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "TOKENIZERS": ("vocab_size",),
     "MASKERS": ("grid", "vocab_size"),
     "BACKBONES": ("grid", "clip_size", "vocab_size"),
-    "HEADS": ("embed_dim", "grid", "vocab_size", "num_classes", "token_embedding", "classifier"),
+    "HEADS": (
+        *("embed_dim", "feature_dim", "grid", "vocab_size", "num_classes"),
+        *("token_embedding", "classifier"),
+    ),
     "LOSSES": (),
     "TASKS": ("backbone", "heads", "losses", "masker", "tokenizer", "vocab_size", "num_classes"),
 }
@@ -120,6 +123,7 @@ def _build_heads(
     runtime = {
         **common,
         "embed_dim": backbone.embed_dim,
+        "feature_dim": getattr(backbone, "feature_dim", backbone.embed_dim),
         "grid": token_grid(cfg, cfg.DATA.TRAIN_CROP_SIZE),
         "token_embedding": getattr(backbone, "token_embedding", None),
         "classifier": getattr(backbone, "classifier", None),
@@ -243,6 +247,7 @@ def build_clips(
     data = cfg.DATA
     common = {
         "num_frames": data.NUM_FRAMES,
+        "sampling": data.SAMPLING,
         "sampling_rate": data.SAMPLING_RATE,
         "single_frame": data.SINGLE_FRAME,
         "seed": cfg.RNG_SEED,

@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from vimpac_ext.data.bad_videos import write_bad_videos
 from vimpac_ext.data.clip_sampling import middle_view
 from vimpac_ext.engine.distributed import from_main, gather, is_main, sum_
-from vimpac_ext.engine.view_pass import ViewPass
+from vimpac_ext.engine.view_pass import ViewPass, start_rule
 from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
 from vimpac_ext.structures import VideoRecord
 
@@ -55,7 +55,7 @@ class Tester(ViewPass):
     def single_view(self) -> int:
         """Position of the view that is scored alone, too: center crop, clip nearest the middle."""
         test = self.cfg.TEST
-        temporal = middle_view(test.NUM_ENSEMBLE_VIEWS, test.START_RULE)
+        temporal = middle_view(test.NUM_ENSEMBLE_VIEWS, start_rule(self.cfg))
         # Views come crop by crop, and the center is the second of three.
         return int(test.NUM_SPATIAL_CROPS // 2 * test.NUM_ENSEMBLE_VIEWS + temporal)
 

@@ -107,7 +107,7 @@ class ViewPass:
             "annotations": self.dataset.fingerprint,
             "temporal_views": cfg.TEST.NUM_ENSEMBLE_VIEWS,
             "spatial_crops": cfg.TEST.NUM_SPATIAL_CROPS,
-            "start_rule": cfg.TEST.START_RULE,
+            "start_rule": start_rule(cfg),
             "crop_size": cfg.DATA.TEST_CROP_SIZE,
             "num_frames": cfg.DATA.NUM_FRAMES,
             "sampling_rate": cfg.DATA.SAMPLING_RATE,
@@ -117,6 +117,11 @@ class ViewPass:
             "decoder": "ffmpeg" if by_authors else getattr(self.clips, "decoder", "pyav"),
             "tokenizer": self.facts.get("tokenizer_fingerprint", "none"),
         }
+
+
+def start_rule(cfg: CfgNode) -> str:
+    """Where the clips of a test lie: TEST.START_RULE, or "segments": each all over the video."""
+    return "segments" if cfg.DATA.SAMPLING == "segments" else str(cfg.TEST.START_RULE)
 
 
 @torch.inference_mode()

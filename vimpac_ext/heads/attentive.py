@@ -19,29 +19,38 @@ class AttentiveHead(nn.Module):
         embed_dim: width of the backbone.
         num_classes: number of classes.
         num_heads: of the attention.
-        mlp_ratio: hidden width of the MLP in multiples of the width.
+        mlp_ratio: hidden width of the MLP in multiples of the features' width.
+        feature_dim: width of the features; None = that of the backbone.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: the heads do not divide the features' width.
     """
 
     def __init__(
-        self, embed_dim: int, num_classes: int, num_heads: int = 8, mlp_ratio: float = 4.0
+        self,
+        embed_dim: int,
+        num_classes: int,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        feature_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide the width {embed_dim}")
-        self.query = nn.Parameter(torch.randn(1, 1, embed_dim) * 0.02)
-        self.input_norm = nn.LayerNorm(embed_dim)
-        self.attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
-        hidden = int(embed_dim * mlp_ratio)
+        width = embed_dim if feature_dim is None else feature_dim
+        if width % num_heads:
+            raise ValueError(
+                f"num_heads={num_heads} does not divide the width {width} of the features"
+            )
+        self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.input_norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads, batch_first=True)
+        hidden = int(width * mlp_ratio)
         self.mlp = nn.Sequential(
-            nn.LayerNorm(embed_dim),
-            nn.Linear(embed_dim, hidden),
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
             nn.GELU(),
-            nn.Linear(hidden, embed_dim),
+            nn.Linear(hidden, width),
         )
-        self.linear = nn.Linear(embed_dim, num_classes)
+        self.linear = nn.Linear(width, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -49,7 +58,7 @@ class AttentiveHead(nn.Module):
         """Classifies clips.
 
         Args:
-            outputs: "features" (B, t, h, w, D).
+            outputs: "features" (B, t, h, w, F).
 
         Returns:
             "class_logits" (B, num_classes).

@@ -20,7 +20,7 @@ class FrameAverageHead(nn.Module):
         num_classes: number of classes.
         grid: frames, height and width in tokens; the first is T, length of the features in time.
         dropout: on the averages.
-
+        feature_dim: width of the features; None = that of the backbone.
     """
 
     def __init__(
@@ -29,11 +29,13 @@ class FrameAverageHead(nn.Module):
         num_classes: int,
         grid: tuple[int, int, int],
         dropout: float = 0.0,
+        feature_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.num_frames = grid[0]
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(self.num_frames * embed_dim, num_classes)
+        width = embed_dim if feature_dim is None else feature_dim
+        self.linear = nn.Linear(self.num_frames * width, num_classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -41,7 +43,7 @@ class FrameAverageHead(nn.Module):
         """Classifies clips.
 
         Args:
-            outputs: "features" (B, T, H, W, D).
+            outputs: "features" (B, T, H, W, F).
 
         Returns:
             "class_logits" (B, num_classes).
@@ -60,5 +62,5 @@ class FrameAverageHead(nn.Module):
                 f"FrameAverageHead was built for {self.num_frames} frames, but the backbone's "
                 f"features have {features.shape[1]}"
             )
-        averages = features.mean(dim=(2, 3)).flatten(1)  # (B, T * D)
+        averages = features.mean(dim=(2, 3)).flatten(1)  # (B, T * F)
         return {"class_logits": self.linear(self.dropout(averages))}

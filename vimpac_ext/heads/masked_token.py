@@ -24,6 +24,7 @@ class MaskedTokenHead(nn.Module):
         token_embedding: the backbone's embedding table, whose rows are the output weights. It
             stays the backbone's: it is not among this module's parameters or in its state dict.
         vocab_size: codes of the tokenizer; read where there is no table to tie.
+        feature_dim: width F of the features, where it is not the backbone's.
 
     Raises:
         ValueError: if there is neither.
@@ -34,17 +35,19 @@ class MaskedTokenHead(nn.Module):
         embed_dim: int,
         token_embedding: nn.Embedding | None = None,
         vocab_size: int | None = None,
+        feature_dim: int | None = None,
     ) -> None:
         super().__init__()
+        width = embed_dim if feature_dim is None else feature_dim
         tied = token_embedding is not None
         if token_embedding is None:
             if vocab_size is None:
                 raise ValueError("MaskedTokenHead needs a token_embedding or a vocab_size")
             rows = SpecialTokens(vocab_size).num_embeddings
-            token_embedding = nn.Embedding(rows, embed_dim)
+            token_embedding = nn.Embedding(rows, width)
             nn.init.normal_(token_embedding.weight, std=0.02)
-        self.transform = nn.Linear(embed_dim, embed_dim)
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-12)
+        self.transform = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
         self.bias = nn.Parameter(torch.zeros(token_embedding.num_embeddings))
         self.token_embedding: nn.Embedding
         if tied:
@@ -59,7 +62,7 @@ class MaskedTokenHead(nn.Module):
         """Predicts the hidden tokens.
 
         Args:
-            outputs: "features" (B, T, H, W, D) and "mask", bool (B, T, H, W), True = hidden; its
+            outputs: "features" (B, T, H, W, F) and "mask", bool (B, T, H, W), True = hidden; its
                 "mask_positions" when flattened, int64 (M,), spare a GPU the wait for their number.
 
         Returns:
@@ -73,6 +76,6 @@ class MaskedTokenHead(nn.Module):
         return {"token_logits": self.logits(features)}
 
     def logits(self, features: Tensor) -> Tensor:
-        """Logits for any positions: (..., D) -> (..., V+5)."""
+        """Logits for any positions: (..., F) -> (..., V+5)."""
         hidden = self.norm(F.gelu(self.transform(features)))
         return F.linear(hidden, self.token_embedding.weight, self.bias)

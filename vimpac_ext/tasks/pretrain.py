@@ -196,7 +196,7 @@ def _in_order(clips: Tensor) -> Tensor:
 
 
 def at_token_grid(outputs: Mapping[str, Tensor], grid: Sequence[int]) -> dict[str, Tensor]:
-    """Brings "features" (B, t, h, w, D) to another grid by linear interpolation along each axis.
+    """Brings "features" (B, t, h, w, F) to another grid by linear interpolation along each axis.
 
     Raises:
         ValueError: the backbone gives no features.

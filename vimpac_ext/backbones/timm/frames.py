@@ -71,7 +71,10 @@ class TimmFrames(PixelBackbone):
         self.pool: nn.Module | None = None
         if pooling == "attention":
             self.pool = _LateAttention(self.embed_dim, clip_size[0], num_heads)
-        self.require_fit("Set DATA.TRAIN_CROP_SIZE and TEST_CROP_SIZE to the model's size")
+        advice = "Set DATA.TRAIN_CROP_SIZE and TEST_CROP_SIZE to the model's size"
+        outputs = self.require_fit(advice)
+        if "features" in outputs:
+            self._feature_dim = outputs["features"].shape[-1]
 
     @property
     def layers(self) -> nn.Module | None:
@@ -91,8 +94,9 @@ class TimmFrames(PixelBackbone):
             clip: float (B, 3, T, H, W) in [0, 1].
 
         Returns:
-            "cls" (B, D), and where the image model ends in a map of width D (vision transformers,
-            most CNNs) "features" (B, T, h, w, D), each frame's before the pooling.
+            "cls" (B, D), and where the image model ends in a map (all but a few) "features"
+            (B, T, h, w, F), each frame's before the pooling. F is D unless layers that widen the
+            average follow, as in MobileNetV3.
         """
         frames = self.normalized(clip).transpose(1, 2)  # (B, T, 3, H, W)
         network = self.model
@@ -100,7 +104,7 @@ class TimmFrames(PixelBackbone):
         vectors = network.forward_head(features, pre_logits=True).unflatten(0, frames.shape[:2])
         outputs = {"cls": vectors.mean(dim=1) if self.pool is None else self.pool(vectors)}
         places = self._places(features)
-        if places is not None and places.shape[-1] == self.embed_dim:
+        if places is not None:
             outputs["features"] = places.unflatten(0, frames.shape[:2])
         return outputs
 

@@ -1,5 +1,6 @@
 """Building timm's image models for frames of a given size."""
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,20 +24,31 @@ def create_image_model(
         options: further keyword arguments of `timm.create_model`.
 
     Raises:
-        ValueError: timm has no such model, or the weights do not fit.
+        ValueError: timm has no such model, it does not take the options, or the weights do not fit.
+        OSError: timm's weights cannot be had.
     """
     compat.install()
     import timm
 
     if not timm.is_model(model):
-        similar = timm.list_models(f"*{model.split('_')[0]}*")[:8]
+        similar = difflib.get_close_matches(model, timm.list_models(), 5)
         hint = f"; similar: {', '.join(similar)}" if similar else ""
         raise ValueError(f"timm has no model {model!r}{hint} (see timm.list_models())")
     arguments = dict(options or {})
     fixed_size = timm.get_pretrained_cfg_value(model, "fixed_input_size")
     if side and fixed_size and "img_size" not in arguments:
         arguments["img_size"] = side
-    network = timm.create_model(model, pretrained=pretrained and not weights, **arguments)
+    try:
+        network = timm.create_model(model, pretrained=pretrained and not weights, **arguments)
+    except TypeError as error:  # how timm says that there is no such option
+        if not options:
+            raise
+        raise ValueError(f"timm's {model} does not take the options {options} ({error})") from error
+    except OSError as error:
+        raise OSError(
+            f"cannot get timm's weights of {model} ({error}). Where there is no network, give "
+            "BACKBONE.weights a file of them"
+        ) from error
     if side:
         _require_whole_patches(network, side)
     if weights:
@@ -102,6 +114,8 @@ def square_side(clip_size: Sequence[int]) -> int:
 
 def _require_whole_patches(network: Any, side: int) -> None:
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, int):
+        patch = (patch, patch)
     if patch is not None and (side % patch[0] or side % patch[1]):
         raise ValueError(
             f"frames of {side} x {side} pixels cannot be cut into patches of {patch[0]} x "

@@ -65,6 +65,7 @@ def read_spread_clips(
         mode="uniform",
         num_views=1,
         num_frames=cfg.DATA.NUM_FRAMES,
+        sampling=cfg.DATA.SAMPLING,
         sampling_rate=cfg.DATA.SAMPLING_RATE,
         num_temporal_views=num_clips,
         single_frame=cfg.DATA.SINGLE_FRAME,

@@ -185,6 +185,7 @@ def _stored(loaded: LoadedConfig, num_clips: int) -> Iterator[tuple[str, list[Te
         build_dataset(cfg, "TRAIN").records,
         views=[training_view(cfg).name],
         num_frames=cfg.DATA.NUM_FRAMES,
+        sampling=cfg.DATA.SAMPLING,
         sampling_rate=cfg.DATA.SAMPLING_RATE,
         mode="uniform",
         num_temporal_views=num_clips,
