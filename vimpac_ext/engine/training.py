@@ -87,8 +87,8 @@ def train(
     task = _build(cfg, device)
     monitor = KnnMonitor(cfg, device, task) if cfg.KNN.ENABLE else None
     clips = training_clips(cfg, task)
-    drawing = cfg.TENSORBOARD_PICTURES_PERIOD > 0
-    pictures = TrainingPictures(cfg, device, task, clips) if drawing else None
+    draws = cfg.TENSORBOARD_PICTURES_PERIOD > 0
+    pictures = TrainingPictures(cfg, device, task, clips) if draws else None
     optimizer = build_optimizer(task, cfg.SOLVER)
     checkpointer = _checkpointer(cfg, folder, clips, mirror)
     checkpoint = _start(cfg, task, optimizer, checkpointer)
@@ -98,8 +98,7 @@ def train(
     if _shards(cfg):
         shard(task, optimizer, cfg.TRAIN.PRECISION, device)
     sampler = update_sampler(cfg, len(clips), checkpoint["update"] if checkpoint else 0)
-    loading = cfg.DATA_LOADER
-    bad = folder / "bad_videos.jsonl"
+    bad, loading = folder / "bad_videos.jsonl", cfg.DATA_LOADER
     loader = train_loader(clips, sampler, loading.NUM_WORKERS, loading.PIN_MEMORY, bad)
     if checkpoint is None:
         checkpointer.begin_anew()
