@@ -6,6 +6,7 @@
     python projects/vimpac/run_table.py 5 --rows "block, 256" "i.i.d., 256"
     python projects/vimpac/run_table.py 5 --dry-run           # rows, stages and their commands
     python projects/vimpac/run_table.py 5 --few-labels        # miniature, a harder task
+    python projects/vimpac/run_table.py 5 --probe             # the same without fine-tuning
     python projects/vimpac/run_table.py 5 --full              # the paper's size, on real data
     python projects/vimpac/run_table.py 5 --set pretrain.SOLVER.MAX_EPOCH=5 both.NUM_GPUS=1
 
@@ -31,10 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("table", type=int, help=f"number of the paper's table: {NUMBERS}")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="the paper's size, not the miniature")
-    size.add_argument(
-        "--few-labels", action="store_true", help="the miniature, fine-tuned on 80 of 500 labels"
-    )
+    for flag, name, what in (
+        ("--full", "full", "the paper's size, not the miniature"),
+        ("--few-labels", "few_labels", "the miniature, fine-tuned on 80 of 500 labels"),
+        ("--probe", "probe", "the miniature, its features frozen, 20 draws of 8 labels a class"),
+    ):
+        size.add_argument(flag, dest="size", action="store_const", const=name, help=what)
+    parser.set_defaults(size="demo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument(
@@ -54,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = TableRun(
         arguments.table,
-        "full" if arguments.full else "few_labels" if arguments.few_labels else "demo",
+        arguments.size,
         arguments.seeds,
         arguments.output,
         rows=arguments.rows,
