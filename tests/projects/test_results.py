@@ -71,12 +71,7 @@ def check_numbers(results):
             table = load_table(number, size)
             if table.kind != "runs" or not (results / f"{table.name}_runs.csv").is_file():
                 continue
-            words = {
-                "demo": "miniature",
-                "few_labels": "miniature, few labels",
-                "full": "full size",
-            }
-            header, rows = cells_of(text, f"## Table {number}: {table.title} ({words[size]})")
+            header, rows = cells_of(text, f"## Table {number}: {table.title} ({table.size_words})")
             assert len(rows) == len(table.rows)
             for row in table.rows:
                 cells = rows[row.label.replace("|", "/")]

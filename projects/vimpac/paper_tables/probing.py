@@ -29,7 +29,7 @@ FILE = "probe.json"
 NUM_CLIPS = 2  # along a video, in each of its crops
 LABELS_PER_CLASS = 8  # with the demo's ten motions 80 labels, as many as --few-labels leaves
 DRAWS = 20
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the weights' penalty
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2)  # of the penalty of the weights
 _ITERATIONS = 100
 _logger = logging.getLogger(__name__)
 
