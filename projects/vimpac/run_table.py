@@ -4,6 +4,7 @@
     python projects/vimpac/run_table.py 5                     # miniature, on the demo's videos
     python projects/vimpac/run_table.py 5 --seeds 0 1 2       # with mean and spread
     python projects/vimpac/run_table.py 5 --rows "block, 256" "i.i.d., 256"
+    python projects/vimpac/run_table.py 14 --speed            # only the speed column; no data
     python projects/vimpac/run_table.py 5 --dry-run           # rows, stages and their commands
     python projects/vimpac/run_table.py 5 --few-labels        # miniature, a harder task
     python projects/vimpac/run_table.py 5 --probe             # the same without fine-tuning
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("output/vimpac_tables"), help="default: %(default)s"
     )
+    parser.add_argument(
+        "--speed", action="store_true", help="only time the rows' training steps (tables 2, 3, 14)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     parser.add_argument(
         "--set",
@@ -53,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="overrides for all rows; STAGE is pretrain, finetune or both",
     )
     arguments = parser.parse_args(argv)
+    if arguments.speed and arguments.rows:
+        parser.error("--speed times all rows, in turns; leave out --rows")
     # Imported late, so that --help answers at once.
     from paper_tables.command import TableRun, parse_settings
 
@@ -64,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows=arguments.rows,
         settings=parse_settings(arguments.set),
     )
-    return run.show() if arguments.dry_run else run.run()
+    if arguments.dry_run:
+        return run.show()
+    return run.run_speed() if arguments.speed else run.run()
 
 
 if __name__ == "__main__":
