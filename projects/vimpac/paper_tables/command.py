@@ -185,8 +185,8 @@ class TableRun:
         command = [sys.executable, str(PROJECT / "speed.py"), str(self.table.number)]
         command += ["--output", str(folder / SPEED_FILE)]
         if self.table.size == "full":
-            videos = "32" if gpu else "2"
-            command += [*self.table.flags, "--device", device, "--videos", videos]
+            command += [*self.table.flags, "--device", device]
+            command += ["--videos", "32"] if gpu else ["--videos", "2", "--rounds", "3"]
         command += ["--rows", *models] if self.broken else []
         command += ["--set", *self._pairs] if self._pairs else []
         return [Stage("speed", key, folder, tuple(command), device=device)]
