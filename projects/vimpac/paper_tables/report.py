@@ -222,8 +222,9 @@ def provenance(table: Table, lines: Sequence[Line], speed: Sequence[dict[str, An
         said = "" if lines else f"`{_timing(table)}`; "
         clock = "in processor time" if speed[0].get("cpu_seconds") else "by the clock"
         words.append(
-            f"{said}speed: steps of pre-training (forward, backward, update) with {speed[0]['clips']} "
-            f"clips, {clock}, the rows in turns, median of {rounds} rounds, on {_machines(speed)}"
+            f"{said}speed: steps of pre-training (forward, backward, update) with "
+            f"{speed[0]['clips']} clips, {clock}, the rows in turns, median of {rounds} rounds, "
+            f"on {_machines(speed)}"
         )
     return " ".join(["; ".join(words) + ".", *notes]) + "\n"
 
