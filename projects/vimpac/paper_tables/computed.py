@@ -40,21 +40,29 @@ def write_computed(folder: Path, table: Table, lines: Sequence[Line], command: s
     fields = _fields(lines)
     write_csv(folder / f"{table.name}.csv", fields, lines)
     with atomic_write(folder / f"{table.name}.md") as file:
-        file.write(f"# Table {table.number}: {table.title} ({table.size_words})\n\n`{command}`\n\n")
+        file.write(f"# {computed_title(table)}\n\n`{command}`\n\n")
         file.write(computed_markdown(lines))
     body = [
         html.paragraph(f"Section {table.section} of the paper. {command}; nothing is trained."),
-        html.table(fields, [[line.get(field) for field in fields] for line in lines]),
+        html.table(
+            fields, [[_shown(field, line.get(field)) for field in fields] for line in lines]
+        ),
     ]
-    title = f"Table {table.number} ({table.size_words}): {table.title}"
+    title = computed_title(table)
     with atomic_write(folder / f"{table.name}.html") as file:
         file.write(html.page(title, body))
+
+
+def computed_title(table: Table) -> str:
+    """A heading; a formula is the same at every size."""
+    words = f" ({table.size_words})" if table.kind == "dataset_counts" else ""
+    return f"Table {table.number}: {table.title}{words}"
 
 
 def computed_markdown(lines: Sequence[Line]) -> str:
     """The lines as a Markdown table."""
     fields = _fields(lines)
-    rows = [[_cell(line.get(field)) for field in fields] for line in lines]
+    rows = [[_cell(_shown(field, line.get(field))) for field in fields] for line in lines]
     rows = [fields, ["---"] * len(fields), *rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -109,6 +117,13 @@ def _fields(lines: Sequence[Line]) -> list[str]:
     found = dict.fromkeys(key for line in lines for key in line)
     last = ["state"] if "state" in found else []
     return [name for name in found if name != "state"] + last
+
+
+def _shown(field: str, value: Any) -> Any:
+    """Numbers of a column with as many digits each: two of a share, one like the paper's else."""
+    if not isinstance(value, float):
+        return None if value == "" else value
+    return f"{value:.{2 if '(%)' in field else 1}f}"
 
 
 def _cell(value: Any) -> str:

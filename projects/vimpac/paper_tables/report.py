@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paper_tables.computed import compute, computed_markdown
+from paper_tables.computed import compute, computed_markdown, computed_title
 from paper_tables.copies import copies_name, copies_section, copies_summary, read_copies
 from paper_tables.findings import NOT_RUN, Finding, Verdict, judge, load_findings
 from paper_tables.measures import Line, line_fields, measure
@@ -107,11 +107,9 @@ def _computed_sections(results: Path) -> Iterator[str]:
         lines = compute(table) if formula else read_csv(path)
         if not lines:
             continue
-        words = "" if formula else f" ({table.size_words})"
         command = " ".join(["python projects/vimpac/run_table.py", str(table.number), *table.flags])
         yield (
-            f"## Table {table.number}: {table.title}{words}\n\nComputed by `{command}`.\n\n"
-            f"{computed_markdown(lines)}"
+            f"## {computed_title(table)}\n\nComputed by `{command}`.\n\n{computed_markdown(lines)}"
         )
 
 
