@@ -168,6 +168,27 @@ def test_bad_videos_of_the_test_and_of_the_stores(trained, tmp_path):
     assert any(t.startswith("TEST.TOKEN_STORE") and "0 bad" in t for t in page.paragraphs)
 
 
+def test_a_test_without_a_training_has_its_configuration_and_reasons(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "finetune", folder)
+    (folder / "config.yaml").unlink()  # what a test alone leaves is below test/
+    assert (folder / "test/config.yaml").is_file()
+    predictions = folder / "test/predictions.csv"
+    with predictions.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    rows[1][header.index("decoded")] = "0"
+    with predictions.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    bad = BadVideo(rows[1][header.index("video_id")], "clips/bad.mp4", "cut off")
+    append_bad_video(folder / "test/bad_videos.jsonl", bad)
+    page, _ = report(tmp_path, folder)
+    shown = [rows[1][header.index(name)] for name in ("video_id", "path", "label_name")]
+    columns = ("video_id", "path", "label_name", "reason")
+    assert page.table(*columns) == [[*shown, "cut off"]]
+    assert "There is no config.yaml: the run has not been trained." not in page.paragraphs
+    assert any(t.startswith("TEST.TOKEN_STORE") and "0 bad" in t for t in page.paragraphs)
+
+
 def test_bad_videos_of_the_training(trained, tmp_path):
     """Each once, however often it was met; without the list the page does not say "none"."""
     folder = tmp_path / "run"

@@ -173,6 +173,27 @@ def test_few_labels_share_all_but_the_fine_tuning(number, tmp_path):
             assert second[second.index("TRAIN.DATASET.num_videos") + 1] == "80"
 
 
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_a_probe_shares_all_but_the_fine_tuning(number, tmp_path):
+    """What is probed is the miniature's pre-trained model; without one, random weights."""
+    sizes = [load_table(number, size) for size in ("demo", "probe")]
+    for tuned, probed in zip(*(table.rows for table in sizes), strict=True):
+        if tuned.quoted:
+            continue
+        plans = [
+            Planner(table, tmp_path).plan(row, 0)
+            for table, row in zip(sizes, (tuned, probed), strict=True)
+        ]
+        names = [{s.name for s in plan.stages if s.kind != end} for plan, end in
+                 zip(plans, ("finetune", "probe"), strict=True)]  # fmt: skip
+        assert names[0] == names[1]
+        assert plans[0].finetune.keys() == plans[1].finetune.keys()
+        for stage in plans[1].finetune.values():
+            where = stage.command[stage.command.index("TEST.CHECKPOINT_FILE_PATH") + 1]
+            assert where == (str(plans[1].pretrain[-1].folder) if plans[1].pretrain else "none")
+            assert {need.name for need in stage.needs} <= {s.name for s in plans[1].stages}
+
+
 def test_keys_do_not_depend_on_where_the_runs_lie(tmp_path):
     table = load_table(5)
     names = [

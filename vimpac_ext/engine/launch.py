@@ -29,7 +29,7 @@ from vimpac_ext.engine.requirements import require_inputs
 from vimpac_ext.engine.stages import begin, train_stages
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.wandb_log import wandb_options
-from vimpac_ext.files import is_remote
+from vimpac_ext.files import atomic_write, is_remote
 from vimpac_ext.plugins import import_builtin_components, import_plugins
 
 _logger = logging.getLogger(__name__)
@@ -118,6 +118,9 @@ def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) ->
         update = load_model(path, task, tester.facts)
         _logger.info("testing %s", path)
     result = tester.report(task, folder / "test")
+    if is_main():  # of a test without a training, too, and where that had another configuration
+        with atomic_write(folder / "test" / "config.yaml") as file:
+            file.write(cfg.dump())
     with open_events(folder, cfg.TENSORBOARD, wandb=wandb_options(cfg)) as events:
         accuracies = {f"{name}_acc": f"{result[name]:.2f}" for name in ("top1", "top5")}
         protocol = {"split": "test_final", "protocol_id": result["protocol_id"]}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from paper_tables.computed import compute, computed_markdown, write_computed
@@ -18,7 +19,17 @@ from paper_tables.plan import Planner
 from paper_tables.report import provenance
 from paper_tables.resolved import flat, resolve
 from paper_tables.runner import Runner, is_done
-from paper_tables.spec import PROJECT, REPOSITORY, Overrides, Row, TableError, load_table
+from paper_tables.spec import (
+    PROJECT,
+    REPOSITORY,
+    Overrides,
+    Row,
+    Table,
+    TableError,
+    load_table,
+    table_numbers,
+)
+from paper_tables.speed import VERSION as SPEED_VERSION
 from paper_tables.stages import RowPlan, Stage, shown
 from vimpac_ext.files import atomic_write, sha256_of
 
@@ -43,6 +54,24 @@ def parse_settings(words: Sequence[str]) -> dict[str, Overrides]:
             )
         settings.setdefault(stage, {})[key] = yaml.safe_load(value) if value else ""
     return settings
+
+
+def chosen_rows(table: Table, names: Sequence[str] | None) -> list[Row]:
+    """The rows to run with these names, in the table's order; without names all.
+
+    Raises:
+        TableError: if there is no such row.
+    """
+    rows = {row.name: row for row in table.rows if not row.quoted}
+    for name in names or ():
+        if name not in rows:
+            nearest = difflib.get_close_matches(name, rows, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise TableError(
+                f"table {table.number} has no row {name!r}{hint}; rows to run: "
+                f"{', '.join(map(repr, rows))}"
+            )
+    return [row for name, row in rows.items() if names is None or name in names]
 
 
 class TableRun:
@@ -74,7 +103,7 @@ class TableRun:
         self.output = output
         self.settings = settings or {}
         self.planner = Planner(self.table, output, self.settings)
-        self.rows = self._chosen(rows)
+        self.rows = chosen_rows(self.table, rows)
         self.folder = output / "tables"
         self.plans: list[RowPlan] = []
         self.broken: dict[str, str] = {}  # row -> why it cannot be planned
@@ -94,6 +123,9 @@ class TableRun:
                     continue
                 seen.add(stage.name)
                 print(shown(stage.command))
+        for stage in self._speed_stages():
+            print(f"\n# all rows: speed\n{f'# {stage.name}: done' if is_done(stage) else ''}")
+            print(shown(stage.command))
         for row, reason in self.broken.items():
             print(f"\n# {row}: cannot be planned: {reason}")
         print(f"\n# {len(self.plans)} rows x seeds, {len(seen)} stages to run")
@@ -112,17 +144,21 @@ class TableRun:
             failed = self._write()
         return 1 if failed or runner.failures else 0
 
-    def _chosen(self, names: Sequence[str] | None) -> list[Row]:
-        rows = {row.name: row for row in self.table.rows if not row.quoted}
-        for name in names or ():
-            if name not in rows:
-                nearest = difflib.get_close_matches(name, rows, n=1)
-                hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-                raise TableError(
-                    f"table {self.table.number} has no row {name!r}{hint}; rows to run: "
-                    f"{', '.join(map(repr, rows))}"
-                )
-        return [row for name, row in rows.items() if names is None or name in names]
+    def run_speed(self) -> int:
+        """Times the rows, and writes the table with what else is there; returns 1 if it failed.
+
+        Raises:
+            TableError: if the table has no speed.
+        """
+        if "speed" not in self.table.measures:
+            timed = [n for n in table_numbers() if "speed" in load_table(n).measures]
+            raise TableError(
+                f"table {self.table.number} has no speed; {', '.join(map(str, timed))} have"
+            )
+        runner = Runner()
+        runner.run(self._speed_stages())
+        self._write()
+        return 1 if runner.failures else 0
 
     def _plan(self) -> None:
         # Seed by seed: after the first there is a whole table to look at.
@@ -141,21 +177,25 @@ class TableRun:
             return []
         planned = [row for row in self.table.rows if row.pretrain and row.name not in self.broken]
         models = {row.name: flat(self._config(row)) for row in planned}
-        key = sha256_of(json.dumps(models, sort_keys=True, default=str), length=10)
+        gpu = torch.cuda.is_available() and any(cfg["NUM_GPUS"] for cfg in models.values())
+        device = "cuda" if gpu else "cpu"
+        text = json.dumps(models, sort_keys=True, default=str)
+        key = sha256_of(str(SPEED_VERSION), device, text, length=10)
         folder = self.output / f"speed-{key}"
         command = [sys.executable, str(PROJECT / "speed.py"), str(self.table.number)]
         command += ["--output", str(folder / SPEED_FILE)]
-        gpu = any(self._config(row).NUM_GPUS for row in planned)
-        command += self.table.flags if self.table.size == "full" else []
-        command += ["--device", "cuda", "--videos", "32"] if gpu else []
-        device = "cuda" if gpu else "cpu"
+        if self.table.size == "full":
+            command += [*self.table.flags, "--device", device]
+            command += ["--videos", "32"] if gpu else ["--videos", "2", "--rounds", "3"]
+        command += ["--rows", *models] if self.broken else []
+        command += ["--set", *self._pairs] if self._pairs else []
         return [Stage("speed", key, folder, tuple(command), device=device)]
 
     def _config(self, row: Row) -> Any:
         return resolve(row.pretrain[-1], self.planner.pretrain_overrides(row))
 
     def _lines(self) -> list[Line]:
-        """Lines of this run, in the table's order, between those of earlier runs of other rows."""
+        """Lines of this run, in the table's order, between earlier ones of other rows or seeds."""
         lines = [self._line(plan) for plan in self.plans]
         for row, reason in self.broken.items():
             lines += [
@@ -163,8 +203,16 @@ class TableRun:
                 for seed in self.seeds
             ]
         earlier = read_csv(self.folder / f"{self.table.name}_runs.csv")
-        chosen = {row.name for row in self.rows}
-        lines += [line for line in earlier if line["row"] not in chosen]
+        new = {(line["row"], line["seed"]) for line in lines}
+        settings = " ".join(self._pairs)
+        others = [line for line in earlier if (line["row"], line["seed"]) not in new]
+        kept = [line for line in others if line.get("settings", "") == settings]
+        if len(kept) < len(others):
+            print(
+                f"{len(others) - len(kept)} earlier results with other settings (--set) are left "
+                "out of the table; their runs stay"
+            )
+        lines += kept
         order = [row.name for row in self.table.rows]
         known = [line for line in lines if line["row"] in order]
         return sorted(known, key=lambda line: (order.index(line["row"]), line["seed"]))
@@ -174,8 +222,7 @@ class TableRun:
         line = measure(self.output, stages)
         if "parameters" in self.table.measures:
             line["parameters"] = backbone_parameters(self.planner, plan.row)
-        words = [f"{s}.{k}={v}" for s, values in self.settings.items() for k, v in values.items()]
-        line |= {"settings": " ".join(words), "stages": json.dumps(stages)}
+        line |= {"settings": " ".join(self._pairs), "stages": json.dumps(stages)}
         return {"row": plan.row.name, "seed": plan.seed, **line}
 
     def _write(self) -> bool:
@@ -205,7 +252,7 @@ class TableRun:
         lines = compute(self.table, videos)
         write_computed(self.folder, self.table, lines, self.command)
         print(computed_markdown(lines))
-        print(f"wrote {self.folder / self.table.name}.csv and .md")
+        print(f"wrote {self.folder / self.table.name}.csv, .md and .html")
         return 0
 
     @property
@@ -216,5 +263,9 @@ class TableRun:
         words += self.table.flags
         if self.table.kind == "runs":
             words += ["--seeds", *map(str, self.seeds)]
-        pairs = [f"{s}.{k}={v}" for s, values in self.settings.items() for k, v in values.items()]
-        return shlex.join([*words, *(["--set", *pairs] if pairs else [])])
+        return shlex.join([*words, *(["--set", *self._pairs] if self._pairs else [])])
+
+    @property
+    def _pairs(self) -> list[str]:
+        """The settings as words of the command line."""
+        return [f"{s}.{k}={v}" for s, values in self.settings.items() for k, v in values.items()]

@@ -1,5 +1,6 @@
 """Tables that need no training: masking ratios by formula (10) and sizes of data sets (13)."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,17 @@ from typing import Any
 from paper_tables.output import NOTHING, write_csv
 from paper_tables.resolved import resolve
 from paper_tables.spec import Table
+from vimpac_ext.data.decode import open_record
 from vimpac_ext.engine.assembly import build_dataset
 from vimpac_ext.files import atomic_write
 from vimpac_ext.maskers import induced_mask_ratio
+from vimpac_ext.structures import VideoRecord
+from vimpac_ext.visualization import html
 
 Line = dict[str, Any]
 Lines = list[Line]
+
+_SAMPLE = 50  # videos whose length is looked up
 
 
 def compute(table: Table, demo_videos: Path | None = None) -> Lines:
@@ -30,18 +36,33 @@ def compute(table: Table, demo_videos: Path | None = None) -> Lines:
 
 
 def write_computed(folder: Path, table: Table, lines: Sequence[Line], command: str) -> None:
-    """``<size>_table_NN.csv`` and ``.md``."""
+    """``<size>_table_NN.csv``, ``.md`` and ``.html``."""
     fields = _fields(lines)
     write_csv(folder / f"{table.name}.csv", fields, lines)
     with atomic_write(folder / f"{table.name}.md") as file:
-        file.write(f"# Table {table.number}: {table.title} ({table.size_words})\n\n`{command}`\n\n")
+        file.write(f"# {computed_title(table)}\n\n`{command}`\n\n")
         file.write(computed_markdown(lines))
+    body = [
+        html.paragraph(f"Section {table.section} of the paper. {command}; nothing is trained."),
+        html.table(
+            fields, [[_shown(field, line.get(field)) for field in fields] for line in lines]
+        ),
+    ]
+    title = computed_title(table)
+    with atomic_write(folder / f"{table.name}.html") as file:
+        file.write(html.page(title, body))
+
+
+def computed_title(table: Table) -> str:
+    """A heading; a formula is the same at every size."""
+    words = f" ({table.size_words})" if table.kind == "dataset_counts" else ""
+    return f"Table {table.number}: {table.title}{words}"
 
 
 def computed_markdown(lines: Sequence[Line]) -> str:
     """The lines as a Markdown table."""
     fields = _fields(lines)
-    rows = [[_cell(line.get(field)) for field in fields] for line in lines]
+    rows = [[_cell(_shown(field, line.get(field))) for field in fields] for line in lines]
     rows = [fields, ["---"] * len(fields), *rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -63,24 +84,46 @@ def _counts(entry: Line, root: Path | None) -> Line:
     paper = entry.get("paper", {})
     line: Line = {"data set": entry["name"]}
     state = ""
+    videos: Sequence[VideoRecord] = ()
     overrides = {} if root is None else {"DATA.PATH_TO_DATA_DIR": str(root)}
     cfg = resolve(entry["config"], overrides)
     phases = {"train": "TRAIN"} | ({"test": "TEST"} if cfg.TEST.DATASET.NAME else {})
     for name, phase in phases.items():
         line |= {f"{name} videos": None, f"paper: {name}": paper.get(name)}
         try:
-            line[f"{name} videos"] = len(build_dataset(cfg, phase).records)
+            records = build_dataset(cfg, phase).records
+            videos = videos or records
+            line[f"{name} videos"] = len(records)
         except FileNotFoundError as error:
-            state = f"not here: {str(error).split('. ')[0]}"
+            reason = str(error).split(". ")[0]
+            state = f"not here: {reason.replace(f'{Path.cwd()}/', '')}"
     if cfg.MODEL.NUM_CLASSES:
         line |= {"classes": cfg.MODEL.NUM_CLASSES, "paper: classes": paper.get("classes")}
+    line |= {"mean seconds": _mean_seconds(videos), "paper: seconds": paper.get("seconds")}
     return line | {"state": state}
+
+
+def _mean_seconds(records: Sequence[VideoRecord]) -> float | None:
+    """Mean length of some training videos, at equal distances in the list; None without any."""
+    found = []
+    for record in records[:: max(1, len(records) // _SAMPLE)][:_SAMPLE]:
+        if Path(record.path).exists():
+            with open_record(record) as reader:
+                found.append(reader.duration)
+    return round(statistics.fmean(found), 2) if found else None
 
 
 def _fields(lines: Sequence[Line]) -> list[str]:
     found = dict.fromkeys(key for line in lines for key in line)
     last = ["state"] if "state" in found else []
     return [name for name in found if name != "state"] + last
+
+
+def _shown(field: str, value: Any) -> Any:
+    """Numbers of a column with as many digits each: two of a share, one like the paper's else."""
+    if not isinstance(value, float):
+        return None if value == "" else value
+    return f"{value:.{2 if '(%)' in field else 1}f}"
 
 
 def _cell(value: Any) -> str:

@@ -7,16 +7,18 @@ from typing import Any
 
 import yaml
 
-from paper_tables.output import DIGITS, RowResult, title_of
+from paper_tables.output import RowResult, digits_of, title_of
 from paper_tables.spec import PROJECT, Table, TableError
-from paper_tables.spread import half_width, spread_of
+from paper_tables.spread import Spread, chance_width, half_width, spread_of
 
 FILE = PROJECT / "findings.yaml"
 SHOWS, OPPOSITE, NOISE, NOT_RUN = "shows", "the opposite shows", "not told from noise", "not run"
+ONE_SEED = "cannot be told from one seed"
 EQUAL, UNEQUAL = "no difference found", "a difference shows"
 ALIKE = 5.0  # points: "no difference" needs a confidence interval that lies within so many
-CEILING = 95.0  # percent: above it there is little left to differ in
+CEILING = 90.0  # percent: above it there is little left to differ in
 _KEYS = {"table", "finding", "measure", "higher", "lower", "comment"}
+_MORE_KEYS = {"equal", "lower_measure"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Finding:
         lower: row that is claimed to be lower.
         comment: a hand-written sentence.
         equal: the claim is that they do not differ much.
+        lower_measure: column of the second row, if it is another one.
     """
 
     table: int
@@ -40,6 +43,7 @@ class Finding:
     lower: str
     comment: str
     equal: bool = False
+    lower_measure: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,12 @@ class Verdict:
     Attributes:
         word: one of the constants of this module.
         sentence: with the numbers that it rests on.
+        difference: with its confidence interval, in short; empty without one.
     """
 
     word: str
     sentence: str
+    difference: str = ""
 
 
 def load_findings(path: Path = FILE) -> list[Finding]:
@@ -63,7 +69,7 @@ def load_findings(path: Path = FILE) -> list[Finding]:
     """
     entries: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))
     for entry in entries:
-        wrong = (_KEYS - entry.keys()) | (entry.keys() - _KEYS - {"equal"})
+        wrong = (_KEYS - entry.keys()) | (entry.keys() - _KEYS - _MORE_KEYS)
         if wrong:
             raise TableError(
                 f"{path}: finding {entry.get('finding')!r} lacks or has the unknown "
@@ -89,7 +95,8 @@ def judge(finding: Finding, table: Table, results: Sequence[RowResult]) -> Verdi
     """Compares the two rows seed by seed (or, for speed, timing round by round).
 
     A difference shows if its 95 % confidence interval excludes zero: mean over the seeds of the
-    difference in each seed, Student's t. That there is none needs an interval within `ALIKE`.
+    difference in each seed, Student's t; for accuracies it is at least as wide as the number of
+    test videos alone makes it. That there is none needs an interval within `ALIKE`.
 
     Raises:
         TableError: if the finding names a row or column that the table does not have.
@@ -100,30 +107,80 @@ def judge(finding: Finding, table: Table, results: Sequence[RowResult]) -> Verdi
             raise TableError(
                 f"finding {finding.finding!r}: table {table.number} has no row {name!r}"
             )
-    column = measured_column(table, finding.measure)
-    higher, lower = (rows[name].values(column) for name in (finding.higher, finding.lower))
-    common = sorted(higher.keys() & lower.keys())
+    sides = [
+        _Side(rows[finding.higher], measured_column(table, finding.measure)),
+        _Side(
+            rows[finding.lower], measured_column(table, finding.lower_measure or finding.measure)
+        ),
+    ]
+    common = sorted(sides[0].values.keys() & sides[1].values.keys())
+    unit = "round" if finding.measure == "speed" else "seed"
     if not common:
-        return Verdict(NOT_RUN, "No seed has both rows.")
-    digits = DIGITS.get(column, 1)
-    differences = [higher[seed] - lower[seed] for seed in common]
-    width = half_width(differences)
-    first, second = (spread_of([values[seed] for seed in common]) for values in (higher, lower))
-    assert first
-    assert second
+        return Verdict(NOT_RUN, _missing(sides, unit))
+    digits = digits_of(table, sides[0].column)
+    first, second = (side.over(common) for side in sides)
+    differences = [sides[0].values[seed] - sides[1].values[seed] for seed in common]
+    width = max(half_width(differences), chance_width([side.shares(common) for side in sides]))
     mean = first.mean - second.mean
-    unit = "rounds" if column == "speed" else "seeds"
-    interval = f"± {width:.{digits}f} (95 %)" if len(common) > 1 else "in a single one"
+    if len(common) > 1:
+        short = f"{mean:+.{digits}f} ± {width:.{digits}f}"
+        told, count = f"{short} (95 %)", f"{len(common)} {unit}s"
+        word = _word(mean, width, finding.equal)
+    else:
+        short = f"{mean:+.{digits}f}"
+        told, count, word = short, f"one {unit}", ONE_SEED
+    names = [side.name(finding) for side in sides]
     sentence = (
-        f"{title_of(column)}: {first.shown(digits)} for {rows[finding.higher].row.label!r}, "
-        f"{second.shown(digits)} for {rows[finding.lower].row.label!r}; difference "
-        f"{mean:+.{digits}f} {interval}, {len(common)} {unit}."
+        f"{title_of(sides[0].column)}: {first.shown(digits)} for {names[0]}, "
+        f"{second.shown(digits)} for {names[1]}; difference {told}, {count}."
     )
-    if column.startswith("top1:") and min(first.mean, second.mean) > CEILING:
-        sentence += (
-            f" Both are above {CEILING:.0f} %: this task is too easy to tell; see --few-labels."
-        )
-    return Verdict(_word(mean, width, finding.equal), sentence)
+    if _at_ceiling(sides[0].column, first, second) and word not in (SHOWS, OPPOSITE):
+        sentence += f" Both are above {CEILING:.0f} %, where this task has little left to tell."
+    return Verdict(word, sentence, short)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two things that are compared."""
+
+    result: RowResult
+    column: str
+
+    @property
+    def values(self) -> dict[int, float]:
+        return self.result.values(self.column)
+
+    def over(self, seeds: Sequence[int]) -> Spread:
+        found = spread_of([self.values[seed] for seed in seeds])
+        assert found
+        return found
+
+    def shares(self, seeds: Sequence[int]) -> list[tuple[float, int]]:
+        """Share of right answers and test videos of each seed; nothing for other measures."""
+        if not self.column.startswith("top1:"):
+            return []
+        videos = {line["seed"]: int(line.get("test_videos") or 0) for line in self.result.lines}
+        return [(self.values[s] / 100, videos[s]) for s in seeds if videos.get(s)]
+
+    def name(self, finding: Finding) -> str:
+        label = repr(self.result.row.label)
+        return f"{label} ({title_of(self.column)})" if finding.lower_measure else label
+
+
+def _missing(sides: Sequence[_Side], unit: str) -> str:
+    """Which of two rows lacks what."""
+    if not any(side.values for side in sides):
+        labels = dict.fromkeys(repr(side.result.row.label) for side in sides)
+        return f"No {unit} of {' and '.join(labels)} is finished."
+    parts = []
+    for side in sides:
+        seeds = ", ".join(map(str, sorted(side.values)))
+        parts.append(f"{side.result.row.label!r} has {f'{unit} {seeds}' if seeds else 'none'}")
+    return f"No {unit} is finished for both: {', '.join(parts)}."
+
+
+def _at_ceiling(column: str, first: Spread, second: Spread) -> bool:
+    return column.startswith("top1:") and min(first.mean, second.mean) > CEILING
 
 
 def _word(mean: float, width: float, equal: bool) -> str:

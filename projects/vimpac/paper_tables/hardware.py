@@ -14,7 +14,8 @@ def hardware(device: str = "") -> str:
     """
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _processor() -> str:

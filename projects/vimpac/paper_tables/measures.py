@@ -10,6 +10,7 @@ import torch
 
 from paper_tables.heldout import FILE as HELDOUT
 from paper_tables.plan import Planner
+from paper_tables.probing import FILE as PROBE_FILE
 from paper_tables.resolved import resolve
 from paper_tables.runner import FAILURE, RECORD
 from paper_tables.spec import Row, Table
@@ -19,7 +20,8 @@ from vimpac_ext.engine.assembly import build_task
 Line = dict[str, Any]  # one row with one seed
 
 DONE, FAILED, NOT_RUN = "done", "failed", "not run"
-_FINETUNE = "finetune:"
+# Kind of the stage that gives a target's accuracy -> its file with "top1".
+_RESULTS = {"finetune": Path("test", "result.json"), "probe": Path(PROBE_FILE)}
 
 
 def stage_names(plan: RowPlan) -> dict[str, str]:
@@ -27,7 +29,7 @@ def stage_names(plan: RowPlan) -> dict[str, str]:
     names = {f"pretrain {i}": stage.name for i, stage in enumerate(plan.pretrain, start=1)}
     if plan.heldout:
         names["heldout"] = plan.heldout.name
-    return names | {f"{_FINETUNE}{name}": stage.name for name, stage in plan.finetune.items()}
+    return names | {f"{end.kind}:{name}": end.name for name, end in plan.finetune.items()}
 
 
 def measure(root: Path, stages: Mapping[str, str]) -> Line:
@@ -64,10 +66,12 @@ def measure(root: Path, stages: Mapping[str, str]) -> Line:
         last = [name for role, name in stages.items() if role.startswith("pretrain")][-1]
         line |= _training(root / last / "metrics.jsonl")
     for role, name in stages.items():
-        result = _read(root / name / "test" / "result.json") if role.startswith(_FINETUNE) else {}
+        kind, _, target = role.partition(":")
+        result = _read(root / name / _RESULTS[kind]) if kind in _RESULTS else {}
         if result:
-            line[f"top1:{role.removeprefix(_FINETUNE)}"] = result["top1"]
-            line["test_videos"] = result["protocol"]["scored_videos"]
+            line[f"top1:{target}"] = result["top1"]
+            scored = result["protocol"].get("scored_videos")
+            line["test_videos"] = result["test_videos"] if scored is None else scored
     return line
 
 

@@ -19,7 +19,9 @@ TITLES = {
     "speed": "Speed (clips/s)",
 }
 DIGITS = {"contrast_loss": 2, "parameters": 1}
-SPEED_FIELDS = ("row", "round", "seconds", "clips", "load", "hardware")
+SPEED_FIELDS = (
+    *("row", "round", "seconds", "cpu_seconds", "clips", "parameters", "load", "hardware"),
+)
 NOTHING = "-"
 
 
@@ -30,22 +32,24 @@ class RowResult:
     Attributes:
         row: of the table.
         lines: one for each seed that was asked for.
-        rounds: seconds of each timing round of the row; clips in a step; "" without.
-        clips: in a timed step.
+        speed: one for each round of its timing, see `paper_tables.speed`.
     """
 
     row: Row
     lines: list[Line]
-    rounds: list[float]
-    clips: int
+    speed: list[Line]
 
     def values(self, column: str) -> dict[int, float]:
         """Seed (or timing round) -> value, of the seeds that have one."""
         if column == "speed":
-            return {i: self.clips / seconds for i, seconds in enumerate(self.rounds)}
-        return {
+            return {entry["round"]: speed_of(entry) for entry in self.speed}
+        found = {
             line["seed"]: line[column] for line in self.lines if line.get(column) not in (None, "")
         }
+        if column == "parameters" and not found:
+            timed = [entry[column] for entry in self.speed if entry.get(column)]
+            return dict(enumerate(timed[:1]))  # of a row that was timed and not run
+        return found
 
     def spread(self, column: str) -> Spread | None:
         """Mean and spread over the seeds; of the speed the median over the rounds."""
@@ -73,6 +77,11 @@ class RowResult:
         return "; ".join(parts) or "not run"
 
 
+def speed_of(entry: Mapping[str, Any]) -> float:
+    """Clips a second in a round: of processor time where that was measured, else by the clock."""
+    return float(entry["clips"] / (entry.get("cpu_seconds") or entry["seconds"]))
+
+
 def results_of(
     table: Table, lines: Sequence[Line], speed: Sequence[Mapping[str, Any]] = ()
 ) -> list[RowResult]:
@@ -89,8 +98,7 @@ def results_of(
         RowResult(
             row,
             [line for line in lines if line["row"] == row.name],
-            [entry["seconds"] for entry in speed if entry["row"] == row.name],
-            next((entry["clips"] for entry in speed if entry["row"] == row.name), 0),
+            [dict(entry) for entry in speed if entry["row"] == row.name],
         )
         for row in table.rows
     ]
@@ -154,7 +162,7 @@ def table_cells(table: Table, results: Sequence[RowResult]) -> list[list[str]]:
         line = [result.row.label]
         for column in columns:
             found = result.spread(column)
-            text = found.shown(DIGITS.get(column, 1)) if found else NOTHING
+            text = found.shown(digits_of(table, column)) if found else NOTHING
             if found and column == "speed":
                 text += f" ({found.mean / fastest['here']:.2f}x)"
             line.append(text)
@@ -171,6 +179,12 @@ def table_cells(table: Table, results: Sequence[RowResult]) -> list[list[str]]:
 def _safe(text: str) -> str:
     """Text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def digits_of(table: Table, column: str) -> int:
+    """Digits behind the point; the miniature's models have less than two million parameters."""
+    small = column == "parameters" and table.size != "full"
+    return 2 if small else DIGITS.get(column, 1)
 
 
 def title_of(column: str) -> str:

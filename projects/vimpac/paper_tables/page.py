@@ -52,8 +52,8 @@ def _plot(path: Path, table: Table, results: Sequence[RowResult]) -> Iterator[st
         found = [(result.row.label, result.spread(column)) for result in results]
         values = ", ".join(f"{label} {spread.mean:.3g}" for label, spread in found if spread)
         parts += [f"{title_of(column)}: {values}"] if values else []
-    caption = "Mean and standard deviation, every seed as a dot; crosses are the paper's, on axes "
-    caption += "of their own"
+    caption = "Mean and standard deviation, every seed (of speeds: round) as a dot; crosses are "
+    caption += "the paper's, on axes of their own"
     yield html.image(path.read_bytes(), "image/png", caption, "; ".join(parts))
 
 
@@ -65,7 +65,7 @@ def _findings(table: Table, results: Sequence[RowResult]) -> Iterator[str]:
     verdicts = [(finding, judge(finding, table, results)) for finding in findings]
     yield html.table(
         ["finding", "here", "numbers", "comment"],
-        [(f.finding, v.word, v.sentence, f.comment) for f, v in verdicts],
+        [(f.finding, v.word, v.sentence, f.comment.replace("`", "")) for f, v in verdicts],
     )
 
 
@@ -116,6 +116,9 @@ def _runs(table: Table, results: Sequence[RowResult]) -> Iterator[str]:
         field for field in line_fields(table) if field not in ("stages", "stage_seconds", "note")
     ]
     lines = [line for result in results for line in result.lines]
+    if not lines:
+        yield html.paragraph("No row has been run.", missing=True)
+        return
     yield html.table(
         [*fields, "folders"],
         [

@@ -13,13 +13,15 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from paper_tables.probing import NUM_CLIPS, probing_protocol
 from paper_tables.resolved import flat, grid_of, hidden_share, resolve, words_of
-from paper_tables.spec import PROJECT, REPOSITORY, Overrides, Row, Table, TableError
+from paper_tables.spec import PROBE, PROJECT, REPOSITORY, Overrides, Row, Table, TableError
 from paper_tables.stages import RowPlan, Stage
 from vimpac_ext.data.store_format import FORMAT_VERSION
 from vimpac_ext.data.synthetic import RECIPE_VERSION
 from vimpac_ext.data.synthetic_motion import MotionTask
 from vimpac_ext.engine.assembly import build_tokenizer
+from vimpac_ext.engine.features import AS_BUILT
 from vimpac_ext.files import sha256_of
 from vimpac_ext.maskers import num_blocks_for_ratio
 
@@ -54,8 +56,9 @@ class Planner:
         pretrain: list[Stage] = []
         for config in row.pretrain:
             pretrain.append(self._training(config, self.pretrain_overrides(row), seed, pretrain))
+        end = self._probe if self.table.size == PROBE else self._training
         finetune = {
-            target.name: self._training(
+            target.name: end(
                 target.config, self.finetune_overrides(target.overrides), seed, pretrain
             )
             for target in row.targets
@@ -94,6 +97,21 @@ class Planner:
         return self._stage(
             kind, "tools/run_net.py", config, {**overrides, "RNG_SEED": seed}, paths, needs
         )
+
+    def _probe(self, config: str, overrides: Overrides, seed: int, before: list[Stage]) -> Stage:
+        """Linear classifiers on frozen features, instead of a fine-tuning."""
+        cfg = resolve(config, overrides)
+        paths, needs = self._data(config, overrides, cfg, seed)
+        overrides = {**overrides, "TEST.NUM_ENSEMBLE_VIEWS": NUM_CLIPS, "TRAIN.ENABLE": False}
+        overrides["RNG_SEED"] = seed
+        if cfg.TRAIN.CHECKPOINT_FILE_PATH and before:
+            paths["TEST.CHECKPOINT_FILE_PATH"] = before[-1].folder
+            needs.append(before[-1])
+        else:
+            overrides["TEST.CHECKPOINT_FILE_PATH"] = AS_BUILT
+        protocol = _text(probing_protocol())
+        script = str(PROJECT / "probe.py")
+        return self._stage("probe", script, config, overrides, paths, needs, facts=(protocol,))
 
     def _heldout(self, row: Row, seed: int, pretrained: Stage) -> Stage:
         """Losses on the test videos of the first target, which pre-training has not seen."""
@@ -206,14 +224,14 @@ class Planner:
         needs: list[Stage],
         produced: str = "",
         key: str = "",
+        facts: tuple[str, ...] = (),
     ) -> Stage:
         cfg = resolve(config, overrides)
         if not key:
-            facts = flat(cfg)
-            facts = {k: v for k, v in facts.items() if not k.startswith(_FREE_KEYS)}
+            keys = {k: v for k, v in flat(cfg).items() if not k.startswith(_FREE_KEYS)}
             # Where things lie says nothing; what they are does: the keys of what is needed.
-            own = {k: v for k, v in facts.items() if k not in paths or self.table.size == "full"}
-            key = sha256_of(kind, _text(own), *(need.name for need in needs), length=10)
+            own = {k: v for k, v in keys.items() if k not in paths or self.table.size == "full"}
+            key = sha256_of(kind, _text(own), *(need.name for need in needs), *facts, length=10)
         folder = self.root / f"{kind}-{key}"
         words = {**overrides, **{k: str(v) for k, v in paths.items()}, "OUTPUT_DIR": str(folder)}
         command = [*_command(script), "--cfg", _relative(config), *words_of(words)]

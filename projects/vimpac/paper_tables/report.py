@@ -1,15 +1,17 @@
 """RESULTS.md from the csv files of the runs; nothing in it is typed by hand but the comments."""
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paper_tables.computed import compute, computed_markdown
+from paper_tables.computed import compute, computed_markdown, computed_title
 from paper_tables.copies import copies_name, copies_section, copies_summary, read_copies
-from paper_tables.findings import Finding, judge, load_findings
+from paper_tables.findings import NOT_RUN, Finding, Verdict, judge, load_findings
 from paper_tables.measures import Line, line_fields, measure
 from paper_tables.output import (
+    NOTHING,
     SPEED_FIELDS,
     RowResult,
     markdown_table,
@@ -19,21 +21,33 @@ from paper_tables.output import (
     write_results,
 )
 from paper_tables.spec import SIZES, Table, load_table, table_numbers
+from vimpac_ext.files import atomic_write
 
 _HEAD = """# Results
 
 Written by `python projects/vimpac/results.py` from the files in `projects/vimpac/results/`: do not
 edit.
 
-Rows are "mean ± standard deviation" over the seeds that are named in the last column. A seed
-decides the videos of the demo, the initial weights, the order and the masks, so the spread holds
-all of these. The paper's numbers stand beside them for the order of the rows; the values cannot be
-compared with a miniature on other videos. Mask-Accu. and CL-Loss are on held-out videos. A verdict
-"shows" or "the opposite shows" needs a 95 % confidence interval (Student's t over the differences
-in each seed) that excludes zero, which three seeds reach only for differences far above their
-spread; with one seed there is no verdict. "No difference found" needs an interval within 5 points
-of zero. No correction is made for the number of comparisons. "Few labels" is the miniature with 80
-of its 500 labels (`run_table.py --few-labels`), where a task with all of them is too easy to tell.
+How to read the tables: a cell is the mean ± standard deviation over the seeds that the last column
+names. A seed decides the videos of the demo, the initial weights, the order and the masks, so the
+spread holds all of these. The paper's numbers stand beside ours for the order of the rows; the
+values cannot be compared, since the miniature has other videos and a far smaller model. Mask-Accu.
+and CL-Loss are on held-out videos. "-" was not measured.
+
+How to read the verdicts: "shows" and "the opposite shows" need a 95 % confidence interval that
+excludes zero. It is that of the mean difference over the seeds (Student's t over the difference in
+each seed), and for accuracies at least as wide as the number of test videos alone makes it. Three
+seeds reach that only for differences far above their spread; else the difference is "not told from
+noise". One seed gives no verdict. "No difference found" needs an interval within 5 points of zero.
+No correction is made for the number of comparisons. In brackets is the difference with its
+interval, in the unit of what is compared.
+
+The miniature comes in three forms. With all 500 labels, most models that were pre-trained to
+predict masked tokens are above 90 % of the motions, where little is left to differ in. "Few labels"
+fine-tunes the same pre-trained models with 80 of the labels, which depends much on which 80
+(`run_table.py --few-labels`). "Frozen features" fits linear classifiers to the features of the same
+pre-trained models, without fine-tuning, to 8 labelled videos of each class; each number is the mean
+over 20 draws of them (`run_table.py --probe`). What is not an accuracy is the same in all three.
 Below the tables: how well hidden tokens of real videos are recovered by copying a neighbour.
 """
 
@@ -65,6 +79,12 @@ def collect(root: Path, results: Path, note: str = "") -> list[Path]:
         write_results(results, table, results_of(table, lines, speed), command_of(table, lines))
         (results / f"{table.name}.md").unlink()  # RESULTS.md has it
         written.append(results / source.name)
+    for size in SIZES:
+        counts = root / "tables" / f"{load_table(13, size).name}.csv"
+        if any(line["train videos"] != "" for line in read_csv(counts)):
+            with atomic_write(results / counts.name) as file:
+                file.write(counts.read_text(encoding="utf-8"))
+            written.append(results / counts.name)
     return written
 
 
@@ -72,15 +92,25 @@ def report(results: Path) -> str:
     """The text of RESULTS.md."""
     findings = load_findings()
     sections = [_section(table, results, findings) for table in _tables()]
-    ratios = load_table(10)
-    counted = (
-        f"## Table {ratios.number}: {ratios.title}\n\nComputed by "
-        f"`python projects/vimpac/run_table.py {ratios.number}`.\n\n"
-        f"{computed_markdown(compute(ratios))}"
-    )
     copies = [copies_section(path) for path in sorted(results.glob("copy_paste_*.csv"))]
-    body = [_HEAD, _overview(results, findings), *filter(None, sections), counted, *copies]
-    return "\n".join(body)
+    body = [_HEAD, _overview(results, findings), *filter(None, sections)]
+    return "\n".join([*body, *_computed_sections(results), *copies])
+
+
+def _computed_sections(results: Path) -> Iterator[str]:
+    """Tables without training: the formula's as it is, counts from their files."""
+    for table in [load_table(number, size) for number in table_numbers() for size in SIZES]:
+        if table.kind == "runs" or (table.kind, table.size) == ("induced_ratios", "full"):
+            continue
+        formula = table.kind == "induced_ratios" and table.size == "demo"
+        path = results / f"{table.name}.csv"
+        lines = compute(table) if formula else read_csv(path)
+        if not lines:
+            continue
+        command = " ".join(["python projects/vimpac/run_table.py", str(table.number), *table.flags])
+        yield (
+            f"## {computed_title(table)}\n\nComputed by `{command}`.\n\n{computed_markdown(lines)}"
+        )
 
 
 def command_of(table: Table, lines: Sequence[Line]) -> str:
@@ -89,6 +119,9 @@ def command_of(table: Table, lines: Sequence[Line]) -> str:
     words = ["python projects/vimpac/run_table.py", str(table.number)]
     words += table.flags
     words += ["--seeds", *map(str, seeds)]
+    run = {line["row"] for line in lines}
+    if any(row.name not in run for row in table.rows if not row.quoted):
+        words += ["--rows", *(f'"{row.name}"' for row in table.rows if row.name in run)]
     settings = sorted({str(line["settings"]) for line in lines if line.get("settings")})
     return " ".join([*words, *(["--set", *settings] if settings else [])])
 
@@ -126,13 +159,26 @@ def _overview(results: Path, findings: Sequence[Finding]) -> str:
     lines.append(f"| --- | --- |{' --- |' * len(sizes)}")
     for finding in findings:
         tables = [load_table(finding.table, size) for size in sizes]
-        verdicts = [judge(finding, t, load_results(t, results)).word for t in tables]
-        cells = " | ".join(f"**{word}**" for word in verdicts)
+        verdicts = [judge(finding, t, load_results(t, results)) for t in tables]
+        cells = " | ".join(
+            _verdict(t, finding, verdict) for t, verdict in zip(tables, verdicts, strict=True)
+        )
         lines.append(f"| {finding.table} | {_cell(finding.finding)} | {cells} |")
     text = "\n".join(lines) + "\n"
     for path in sorted(results.glob("copy_paste_*.csv")):
         text += f"\n{copies_summary(read_copies(path), copies_name(path))}\n"
     return text
+
+
+def _verdict(table: Table, finding: Finding, verdict: Verdict) -> str:
+    """In a cell: the word and the difference; a dash for what was not run beside the miniature.
+
+    What is not an accuracy is the miniature's in its other forms, too, and is told once.
+    """
+    told = table.size in ("demo", "full") or finding.measure.startswith("top1:")
+    if table.size != "demo" and (verdict.word == NOT_RUN or not told):
+        return NOTHING
+    return f"**{verdict.word}**" + (f" ({verdict.difference})" if verdict.difference else "")
 
 
 def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
@@ -171,11 +217,19 @@ def provenance(table: Table, lines: Sequence[Line], speed: Sequence[dict[str, An
         notes = sorted({line["note"] for line in lines if line.get("note")})
     if speed:
         rounds = len({entry["round"] for entry in speed})
+        said = "" if lines else f"`{_timing(table)}`; "
+        clock = "in processor time" if speed[0].get("cpu_seconds") else "by the clock"
         words.append(
-            f"speed: median of {rounds} rounds, steps of {speed[0]['clips']} clips, "
+            f"{said}speed: steps of pre-training (forward, backward, update) with "
+            f"{speed[0]['clips']} clips, {clock}, the rows in turns, median of {rounds} rounds, "
             f"on {_machines(speed)}"
         )
     return " ".join(["; ".join(words) + ".", *notes]) + "\n"
+
+
+def _timing(table: Table) -> str:
+    words = ["python projects/vimpac/run_table.py", str(table.number), *table.flags, "--speed"]
+    return " ".join(words)
 
 
 def _time_of(lines: Sequence[Line]) -> str:
@@ -194,7 +248,9 @@ def _time_of(lines: Sequence[Line]) -> str:
 
 def _machines(entries: Sequence[Mapping[str, Any]]) -> str:
     """The hardware, and how loaded it was at most."""
-    machines = "; ".join(sorted({str(e["hardware"]) for e in entries if e.get("hardware")}))
+    names = {str(e["hardware"]) for e in entries if e.get("hardware")}
+    # Earlier records say "1 threads".
+    machines = "; ".join(sorted({re.sub(r"\b1 threads$", "1 thread", name) for name in names}))
     loads = [float(entry["load"]) for entry in entries if entry.get("load")]
     return machines + (f" (load average up to {max(loads):.1f})" if loads else "")
 

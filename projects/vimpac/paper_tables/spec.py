@@ -12,7 +12,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 REPOSITORY = PROJECT.parent.parent
 TABLES = PROJECT / "tables"
 FEW_LABELS = "few_labels"  # the miniature, fine-tuned on fewer labels: tables/_few_labels.yaml
-SIZES = ("demo", FEW_LABELS, "full")
+PROBE = "probe"  # the miniature, with linear classifiers on frozen features: probing.py
+SIZES = ("demo", FEW_LABELS, PROBE, "full")
 _DESCRIBED = ("demo", "full")  # sizes that the tables' files describe
 MEASURES = ("mask_accuracy", "contrast_loss", "top1", "parameters", "speed")
 KINDS = {  # kind -> keys that such a table has besides the common ones
@@ -88,7 +89,8 @@ class Table:
         number: the paper's.
         title: what it is about.
         section: of the paper.
-        size: "demo" (miniature), "few_labels" (the same with fewer labels) or "full".
+        size: "demo" (miniature), "few_labels" (the same with fewer labels), "probe" (the same with
+            classifiers on frozen features) or "full".
         kind: "runs" (trained), or computed: "induced_ratios", "dataset_counts".
         measures: of `MEASURES`.
         rows: in the paper's order.
@@ -107,13 +109,18 @@ class Table:
     @property
     def size_words(self) -> str:
         """The size for a heading."""
-        words = {"demo": "miniature", FEW_LABELS: "miniature, few labels", "full": "full size"}
-        return words[self.size]
+        return {
+            "demo": "miniature",
+            FEW_LABELS: "miniature, few labels",
+            PROBE: "miniature, frozen features",
+            "full": "full size",
+        }[self.size]
 
     @property
     def flags(self) -> list[str]:
         """What ``run_table.py`` needs to run this size."""
-        return {"demo": [], FEW_LABELS: ["--few-labels"], "full": ["--full"]}[self.size]
+        words = {"demo": [], FEW_LABELS: ["--few-labels"], PROBE: ["--probe"], "full": ["--full"]}
+        return words[self.size]
 
     @property
     def name(self) -> str:
@@ -180,7 +187,7 @@ def load_table(number: int, size: str = "demo", folder: Path = TABLES) -> Table:
     if kind not in KINDS:
         raise TableError(f"{path.name}: kind {kind!r} is not one of {', '.join(KINDS)}")
     _check_keys(content, (*_TABLE_KEYS, *KINDS[kind]), path.name)
-    described = "demo" if size == FEW_LABELS else size
+    described = "full" if size == "full" else "demo"
     of_size = {**defaults.get(described, {}), **content.get(described, {})}
     _check_keys(of_size, _SIZE_KEYS, f"{path.name}, {described}")
     rows = [_row(path.name, content, of_size, described, row) for row in content.get("rows", ())]

@@ -50,3 +50,23 @@ def half_width(differences: Sequence[float]) -> float:
         return math.inf
     quantile = _T_QUANTILES[min(len(differences) - 1, len(_T_QUANTILES)) - 1]
     return quantile * statistics.stdev(differences) / math.sqrt(len(differences))
+
+
+def chance_width(sides: Sequence[Sequence[tuple[float, int]]]) -> float:
+    """Half of the 95 % interval of a mean difference of accuracies, by the test videos alone.
+
+    Each accuracy is taken for one of so many independent answers, which makes the interval rather
+    too wide where two models are tested on the same videos. It keeps differences of a video or two
+    that happen to be alike in all seeds from being taken for more.
+
+    Args:
+        sides: for each of the two, share of right answers and number of test videos of each seed.
+
+    Returns:
+        In points; 0 where there are no such numbers.
+    """
+    seeds = max(len(side) for side in sides)
+    if not seeds:
+        return 0.0
+    variance = sum(share * (1 - share) / videos for side in sides for share, videos in side)
+    return 100 * 1.96 * math.sqrt(variance) / seeds

@@ -13,7 +13,7 @@ class Stage:
     """One command with a folder of its own.
 
     Attributes:
-        kind: "data", "tokens", "pretrain", "heldout" or "finetune".
+        kind: "data", "tokens", "pretrain", "heldout", "finetune", "probe" or "speed".
         key: hash of all that decides its result.
         folder: where it works; results appear here.
         command: words of the command line.
@@ -46,7 +46,7 @@ class RowPlan:
         seed: of everything random.
         pretrain: stages of pre-training, in order.
         heldout: losses of the pre-trained model on held-out videos.
-        finetune: target -> stage.
+        finetune: target -> stage: its fine-tuning, or the probe of frozen features.
     """
 
     row: Row

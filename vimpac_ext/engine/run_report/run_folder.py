@@ -33,12 +33,12 @@ class RunFolder:
     Attributes:
         label: short name, distinct among the runs of a report.
         folder: OUTPUT_DIR.
-        config: ``config.yaml``, dotted key -> value.
+        config: ``config.yaml``, of the test where there was no training; dotted key -> value.
         metrics: scalars of ``metrics.jsonl``.
         result: ``test/result.json``.
         per_class: ``test/per_class.csv``.
-        undecoded: rows of ``test/predictions.csv`` of videos that were not decoded; None without
-            that file.
+        undecoded: rows of ``test/predictions.csv`` of videos that were not decoded, with the
+            "reason" of ``test/bad_videos.jsonl``; None without the first file.
         left_out: videos that ``bad_videos.jsonl`` lists: a training on video files left them out;
             None without that file.
         bad_videos: "TRAIN" and "TEST" -> videos that its token store lists as bad; a phase is
@@ -90,7 +90,7 @@ def read_runs(folders: list[Path]) -> list[RunFolder]:
 
 
 def _read(label: str, folder: Path) -> RunFolder:
-    config = _config(folder / "config.yaml")
+    config = _config(folder / "config.yaml") or _config(folder / "test" / "config.yaml")
     return RunFolder(
         label=label,
         folder=folder,
@@ -98,7 +98,7 @@ def _read(label: str, folder: Path) -> RunFolder:
         metrics=read_metrics(folder) if (folder / "metrics.jsonl").is_file() else None,
         result=read_result(folder),
         per_class=read_table(folder / "test" / "per_class.csv"),
-        undecoded=_undecoded(folder / "test" / "predictions.csv"),
+        undecoded=_undecoded(folder / "test"),
         left_out=_listed(folder / "bad_videos.jsonl"),
         bad_videos=_bad_videos(config or {}),
         checkpoints=sorted(
@@ -142,15 +142,20 @@ def _config(path: Path) -> dict[str, Any] | None:
     return flat(tree)
 
 
-def _undecoded(path: Path) -> Table | None:
+def _undecoded(folder: Path) -> Table | None:
+    """Those of a test, with the reason as last column where the test wrote one."""
+    path = folder / "predictions.csv"
     found = read_table(path)
     if found is None:
         return None
     header, rows = found
-    if "decoded" not in header:
-        raise RunFileError(f"{path} has no column 'decoded'; it has {', '.join(header)}")
-    column = header.index("decoded")
-    return header, [row for row in rows if row[column] == "0"]
+    for name in ("decoded", "video_id"):
+        if name not in header:
+            raise RunFileError(f"{path} has no column {name!r}; it has {', '.join(header)}")
+    decoded, video = header.index("decoded"), header.index("video_id")
+    reasons = {bad.video_id: bad.reason for bad in _listed(folder / "bad_videos.jsonl") or ()}
+    bad_rows = [row for row in rows if row[decoded] == "0"]
+    return [*header, "reason"], [[*row, reasons.get(row[video], "")] for row in bad_rows]
 
 
 def _bad_videos(config: Mapping[str, Any]) -> dict[str, list[BadVideo]]:

@@ -138,7 +138,9 @@ def _bad_videos(run: RunFolder) -> Iterator[str]:
     else:
         yield html.paragraph(f"Test: {len(run.undecoded[1])} videos were not decoded.")
         header, rows = run.undecoded
-        columns = [header.index(name) for name in ("video_id", "path", "label_name")]
+        names = ["video_id", "path", "label_name"]
+        names += ["reason"] if any(row[header.index("reason")] for row in rows) else []
+        columns = [header.index(name) for name in names]
         yield html.table(
             [header[column] for column in columns],
             [[row[column] for column in columns] for row in rows],
