@@ -1,12 +1,13 @@
 """Ways to attend along short rows: all give what the formula gives, and only such are measured."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tools.benchmark import main
 from vimpac_ext.backbones.vimpac.axis_attention import attend_rows, key_biases
 from vimpac_ext.benchmarks import attention, row_attention
 from vimpac_ext.benchmarks.attention import RowCase, RowOptions, measure_attention, require_equal
@@ -15,6 +16,15 @@ from vimpac_ext.benchmarks.row_attention import alternatives, folded, one_call, 
 GRID = (5, 4, 3)
 WAYS = {"own": attend_rows, "one_call": one_call, "packed": packed, "folded": folded}
 CPU = torch.device("cpu")
+
+
+def main(words):
+    """What tools/benchmark.py does."""
+    path = Path(__file__).resolve().parents[2] / "tools/benchmark.py"
+    spec = importlib.util.spec_from_file_location("attention_tool", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.main(words)
 
 
 def drawn(dtype=torch.float64, device="cpu", grid=GRID, heads=2, size=8):

@@ -15,7 +15,7 @@ from tiny_project import make_tiny_project
 
 from vimpac_ext.config import ConfigError
 from vimpac_ext.engine import prepare, run
-from vimpac_ext.engine.checkpoint import find_checkpoint
+from vimpac_ext.engine.checkpoint import CheckpointError, find_checkpoint
 
 LAST_OF_0 = "stage_0/checkpoints/checkpoint_epoch_00003.pyth"
 REMOTE = [*PLUGIN, "REMOTE_DIR", "fake://runs/a"]
@@ -68,21 +68,26 @@ def test_another_machine_continues_in_any_stage(project, storage, size):
     assert found.read_bytes() == find_checkpoint(broken).read_bytes()
 
 
-def test_a_damaged_copy_of_a_stage_sends_it_back_to_the_one_before(project, storage, caplog):
+def test_a_damaged_copy_of_a_stage_is_passed_over(project, storage, caplog):
     caplog.set_level(logging.INFO)
     loaded = prepare(config(project), REMOTE)
     run(loaded)
-    copies = sorted((storage / "runs/a/stage_1/checkpoints").iterdir())
-    for copy in copies:
-        flip_a_byte(copy)
+    older, newest = sorted((storage / "runs/a/stage_1/checkpoints").iterdir())
+    flip_a_byte(newest)
     shutil.copytree(project / "staged", project / "whole")
     shutil.rmtree(project / "staged")
     caplog.clear()
     run(loaded)
-    assert caplog.text.count("is damaged") == len(copies)
-    assert "took stage_0/checkpoint_epoch_00003.pyth" in caplog.text
+    assert caplog.text.count("is damaged") == 1
+    assert f"took stage_1/{older.name}" in caplog.text
     assert lines(project / "staged/stage_1") == lines(project / "whole/stage_1")
     require_equal_weights(project / "staged/stage_1", project / "whole/stage_1")
+    for path in (older, newest):  # none is left: the stage would start again beside them
+        flip_a_byte(path)
+    shutil.rmtree(project / "staged")
+    with pytest.raises(CheckpointError, match="fake://runs/a has checkpoints that this run does"):
+        run(loaded)
+    assert "took stage_0/checkpoint_epoch_00003.pyth" in caplog.text
 
 
 def test_newer_work_of_this_machine_is_kept(project, storage):

@@ -49,7 +49,8 @@ def space_time(attention):
 
 
 def hugging_face(model_type):
-    return HuggingFaceBackbone(SIZE, model_type, options=HF)
+    options = {k: v for k, v in HF.items() if model_type != "vjepa2" or k != "intermediate_size"}
+    return HuggingFaceBackbone(SIZE, model_type, options=options)
 
 
 def frames(model, options):
