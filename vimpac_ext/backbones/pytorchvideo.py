@@ -123,8 +123,10 @@ class PytorchVideoBackbone(PixelBackbone):
     @property
     def layers(self) -> nn.ModuleList:
         """MViT's layers, or a CNN's stem and stages, in the order in which they are called."""
-        blocks = (block for block in self.model.blocks if any(True for _ in block.parameters()))
-        return nn.ModuleList(blocks)
+        blocks = list(self.model.blocks)
+        if not self.name.startswith("mvit"):
+            blocks.pop()  # the head: X3D's has weights, but only its parts are called
+        return nn.ModuleList(block for block in blocks if any(True for _ in block.parameters()))
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1; only MViT has numbers."""
