@@ -194,6 +194,11 @@ def test_names_an_option_that_the_model_does_not_have():
         PytorchVideoBackbone((8, 64, 64), "slow_r50", global_pool=True, options={"dept": 50})
 
 
+def test_names_an_option_that_the_clips_decide():
+    with pytest.raises(ValueError, match="option temporal_size: the clips decide it"):
+        PytorchVideoBackbone((16, 64, 64), "mvit_base_16x4", options={"temporal_size": 32})
+
+
 def test_lists_the_models():
     with pytest.raises(ValueError, match=r"'slow_r5' is unknown; choose from .*slow_r50"):
         PytorchVideoBackbone((8, 64, 64), "slow_r5")

@@ -17,6 +17,7 @@ from vimpac_ext.backbones.pixels import (
     KINETICS_STD,
     PixelBackbone,
     classifier_of,
+    refuse_sizes,
 )
 from vimpac_ext.registries import BACKBONES
 
@@ -167,7 +168,8 @@ class HuggingFaceBackbone(PixelBackbone):
                 raise ValueError(f"{self.model_type} has no option {name!r}; its own: {own}")
         frames_key, side_key = MODEL_TYPES[self.model_type]
         sizes = {frames_key: self.clip_size[0], side_key: self.clip_size[1]}
-        config = AutoConfig.for_model(self.model_type, **{**options, **sizes})
+        refuse_sizes(options, sizes)
+        config = AutoConfig.for_model(self.model_type, **options, **sizes)
         return config, AutoModel.from_config(config)
 
     def layer_of(self, name: str) -> int:

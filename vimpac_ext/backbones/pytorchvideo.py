@@ -17,6 +17,7 @@ from vimpac_ext.backbones.pixels import (
     detach_classifier,
     load_weights,
     read_state,
+    refuse_sizes,
 )
 from vimpac_ext.registries import BACKBONES
 
@@ -91,7 +92,9 @@ class PytorchVideoBackbone(PixelBackbone):
         arguments = dict(options or {})
         if model.startswith("mvit"):
             frames, *sides = self.clip_size
-            arguments |= {"spatial_size": tuple(sides), "temporal_size": frames}
+            sizes = {"spatial_size": tuple(sides), "temporal_size": frames}
+            refuse_sizes(arguments, sizes)
+            arguments |= sizes
         try:
             self.model = getattr(hub, model)(pretrained=False, **arguments)
         except TypeError as error:  # how Python says that there is no such argument
