@@ -83,7 +83,10 @@ class HuggingFaceBackbone(PixelBackbone):
                 "HuggingFaceBackbone needs transformers: pip install 'vimpac_ext[hf]'"
             )
         if weights and options:
-            raise ValueError("options come with the weights: give weights or options, not both")
+            raise ValueError(
+                f"{weights} has options of its own: set BACKBONE.options {{}} (found "
+                f"{', '.join(options)})"
+            )
         compat.install()
         self.model_type = model_type
         if self.clip_size[1] != self.clip_size[2]:
