@@ -229,6 +229,8 @@ def test_published_size_and_cost(model_type, options, size, billions, millions):
         ({"model_type": "videomae", "clip_size": (3, 32, 32)}, "patches of 2 x 16 x 16"),
         ({"model_type": "vivit", "clip_size": (4, 32, 48)}, "square frames, found 32 x 48"),
         ({"model_type": "vivit", "options": {"hiden_size": 8}}, "has no option 'hiden_size'"),
+        ({"model_type": "vivit", "weights": "a/b"}, "a/b has options of its own: set BACKBONE.op"),
+        ({"model_type": "vivit", "options": {"num_frames": 8}}, "option num_frames: the clips"),
     ],
 )
 def test_bad_input(arguments, message):

@@ -142,14 +142,12 @@ def test_global_pool_takes_small_clips():
 def test_slowfast_features_are_what_its_head_averages():
     size = (32, 64, 64)
     backbone = PytorchVideoBackbone(size, "slowfast_r50", global_pool=True).eval()
+    maps = {}
+    backbone.model.blocks[-2].register_forward_pre_hook(
+        lambda _, inputs: maps.update(slow=inputs[0][0], fast=inputs[0][1])
+    )
     with torch.no_grad():
         outputs = backbone(torch.rand(1, 3, *size))
-        maps = {}
-        backbone.model.blocks[-2].register_forward_pre_hook(
-            lambda _, inputs: maps.update(slow=inputs[0][0].clone(), fast=inputs[0][1].clone())
-        )
-        clip = torch.rand(1, 3, *size)
-        outputs = backbone(clip)
     features = outputs["features"]
     assert features.shape == (1, 8, 2, 2, 2304) == (1, 8, 2, 2, backbone.feature_dim)
     # Eight slow frames stand for four fast ones each.
@@ -194,6 +192,11 @@ def test_names_a_clip_that_the_model_cannot_take():
 def test_names_an_option_that_the_model_does_not_have():
     with pytest.raises(ValueError, match=r"slow_r50 does not take the options \{'dept': 50\}"):
         PytorchVideoBackbone((8, 64, 64), "slow_r50", global_pool=True, options={"dept": 50})
+
+
+def test_names_an_option_that_the_clips_decide():
+    with pytest.raises(ValueError, match="option temporal_size: the clips decide it"):
+        PytorchVideoBackbone((16, 64, 64), "mvit_base_16x4", options={"temporal_size": 32})
 
 
 def test_lists_the_models():

@@ -262,6 +262,14 @@ def test_timesformer_has_its_published_cost():
         (lambda: TimmFrames((3, 36, 36), "efficientvit_m0"), "into patches of 16 x 16"),
         (lambda: TimmFrames((3, 32, 48), VIT), "square frames, found 32 x 48"),
         (lambda: TimmSpaceTime(SIZE, "resnet18"), "'resnet18' is a ResNet"),
+        (
+            lambda: TimmSpaceTime(SIZE, "vit_base_patch16_rpn_224", options={"depth": 1}),
+            "'vit_base_patch16_rpn_224' are ResPostBlock: set attention to joint",
+        ),
+        (
+            lambda: TimmSpaceTime(SIZE, VIT, options={"patch_drop_rate": 0.5}),
+            "leave out the option patch_drop_rate",
+        ),
         (lambda: TimmSpaceTime(SIZE, VIT, attention="axial"), "not one of joint, divided"),
         (lambda: TimmSpaceTime(SIZE, VIT)(torch.rand(1, 3, 4, 32, 32)), "3 frames, found 4"),
         (lambda: TimmFrames(SIZE, "resnet18")(torch.rand(1, 4, 3, 32, 32)), "(B, 3, T, H, W)"),

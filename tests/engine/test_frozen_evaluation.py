@@ -94,6 +94,16 @@ def test_knn_leaves_out_a_video_that_is_none_and_says_so(project, caplog):
         run(prepare(path, ["DATA.ON_BAD_VIDEO", "error"]))
 
 
+def test_knn_of_clips_spread_over_the_video_has_no_rate(project, caplog):
+    changes = knn_changes(TARGET_FPS=8.0)
+    changes["TEST"]["CHECKPOINT_FILE_PATH"] = "none"
+    path = video_config(project, "knn_spread", **changes)
+    spread = run(prepare(path, ["DATA.SAMPLING", "segments"]))["knn"]
+    assert "frames a second" not in caplog.text
+    other = run(prepare(path))["knn"]["protocol"]
+    assert spread["protocol"] == {**other, "sampling": "segments"}
+
+
 def test_knn_of_a_checkpoint_is_what_the_training_logged(tmp_path):
     make_tiny_project(tmp_path)
     (tmp_path / "tokens_train" / "videos.csv").write_text(

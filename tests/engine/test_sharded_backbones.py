@@ -68,6 +68,9 @@ BACKBONES = {
         SIZE, "slow_r50", global_pool=True, options={"dropout_rate": 0.0}
     ),
     "slowfast": lambda: PytorchVideoBackbone((8, 64, 64), "slowfast_r50", global_pool=True),
+    "x3d": lambda: PytorchVideoBackbone(
+        SIZE, "x3d_xs", global_pool=True, options={"dropout_rate": 0.0}
+    ),
     "timesformer": lambda: hugging_face("timesformer"),
     "vivit": lambda: hugging_face("vivit"),
     "videomae": lambda: hugging_face("videomae"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from paper_tables.command import parse_settings
+from paper_tables.command import TableRun, parse_settings
 from paper_tables.plan import Planner
 from paper_tables.runner import LOG, Runner, is_done, record_of
 from paper_tables.spec import TableError, load_table
@@ -192,6 +193,16 @@ def test_a_probe_shares_all_but_the_fine_tuning(number, tmp_path):
             where = stage.command[stage.command.index("TEST.CHECKPOINT_FILE_PATH") + 1]
             assert where == (str(plans[1].pretrain[-1].folder) if plans[1].pretrain else "none")
             assert {need.name for need in stage.needs} <= {s.name for s in plans[1].stages}
+
+
+def test_settings_are_handed_on_as_they_were_given(tmp_path):
+    """To the timing of the rows, which is another process, and to the command in the table."""
+    words = ["pretrain.LOSSES.contrast=null", "both.DATA.SINGLE_FRAME=true", "pretrain.PLUGINS=[a]"]
+    words += ["finetune.SOLVER.BASE_LR=1e-4", "finetune.OUTPUT_DIR="]
+    settings = parse_settings(words)
+    assert settings["pretrain"]["LOSSES.contrast"] is None
+    command = shlex.split(TableRun(14, "demo", [0], tmp_path, settings=settings).command)
+    assert parse_settings(command[command.index("--set") + 1 :]) == settings
 
 
 def test_keys_do_not_depend_on_where_the_runs_lie(tmp_path):

@@ -17,6 +17,7 @@ from vimpac_ext.backbones.pixels import (
     KINETICS_STD,
     PixelBackbone,
     classifier_of,
+    refuse_sizes,
 )
 from vimpac_ext.registries import BACKBONES
 
@@ -82,7 +83,10 @@ class HuggingFaceBackbone(PixelBackbone):
                 "HuggingFaceBackbone needs transformers: pip install 'vimpac_ext[hf]'"
             )
         if weights and options:
-            raise ValueError("options come with the weights: give weights or options, not both")
+            raise ValueError(
+                f"{weights} has options of its own: set BACKBONE.options {{}} (found "
+                f"{', '.join(options)})"
+            )
         compat.install()
         self.model_type = model_type
         if self.clip_size[1] != self.clip_size[2]:
@@ -167,7 +171,8 @@ class HuggingFaceBackbone(PixelBackbone):
                 raise ValueError(f"{self.model_type} has no option {name!r}; its own: {own}")
         frames_key, side_key = MODEL_TYPES[self.model_type]
         sizes = {frames_key: self.clip_size[0], side_key: self.clip_size[1]}
-        config = AutoConfig.for_model(self.model_type, **{**options, **sizes})
+        refuse_sizes(options, sizes)
+        config = AutoConfig.for_model(self.model_type, **options, **sizes)
         return config, AutoModel.from_config(config)
 
     def layer_of(self, name: str) -> int:

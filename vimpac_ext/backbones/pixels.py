@@ -168,6 +168,20 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
     model.load_state_dict(dict(state))
 
 
+def refuse_sizes(options: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Refuses options that the size of the clips decides; they would be overwritten in silence.
+
+    Raises:
+        ValueError: naming them.
+    """
+    given = [name for name in sizes if name in options]
+    if given:
+        raise ValueError(
+            f"option {', '.join(given)}: the clips decide it; leave it out of BACKBONE.options and "
+            "set DATA.NUM_FRAMES and the crop sizes"
+        )
+
+
 def classifier_of(linear: nn.Linear) -> dict[str, Tensor]:
     """A linear layer's values, for `PixelBackbone.classifier`."""
     return {"weight": linear.weight.detach().clone(), "bias": linear.bias.detach().clone()}

@@ -17,6 +17,7 @@ from vimpac_ext.backbones.pixels import (
     detach_classifier,
     load_weights,
     read_state,
+    refuse_sizes,
 )
 from vimpac_ext.registries import BACKBONES
 
@@ -91,7 +92,9 @@ class PytorchVideoBackbone(PixelBackbone):
         arguments = dict(options or {})
         if model.startswith("mvit"):
             frames, *sides = self.clip_size
-            arguments |= {"spatial_size": tuple(sides), "temporal_size": frames}
+            sizes = {"spatial_size": tuple(sides), "temporal_size": frames}
+            refuse_sizes(arguments, sizes)
+            arguments |= sizes
         try:
             self.model = getattr(hub, model)(pretrained=False, **arguments)
         except TypeError as error:  # how Python says that there is no such argument
@@ -123,8 +126,10 @@ class PytorchVideoBackbone(PixelBackbone):
     @property
     def layers(self) -> nn.ModuleList:
         """MViT's layers, or a CNN's stem and stages, in the order in which they are called."""
-        blocks = (block for block in self.model.blocks if any(True for _ in block.parameters()))
-        return nn.ModuleList(blocks)
+        blocks = list(self.model.blocks)
+        if not self.name.startswith("mvit"):
+            blocks.pop()  # the head: X3D's has weights, but only its parts are called
+        return nn.ModuleList(block for block in blocks if any(True for _ in block.parameters()))
 
     def layer_of(self, name: str) -> int:
         """Layer of a parameter, 0 (embedding) to ``num_layers`` + 1; only MViT has numbers."""

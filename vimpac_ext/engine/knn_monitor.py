@@ -49,7 +49,7 @@ class KnnMonitor:
         labels = [record.label for clips in (self.bank, self.queries) for record in clips.records]
         self.num_classes = max(labels) + 1
         rate, trained = _rate(cfg.KNN), _rate(cfg.DATA)
-        if rate != trained:
+        if rate != trained and cfg.DATA.SAMPLING == "rate":
             _logger.warning(
                 "KNN takes %g frames a second (KNN.TARGET_FPS / KNN.SAMPLING_RATE), the model is "
                 "for %g (DATA.TARGET_FPS / DATA.SAMPLING_RATE)",
@@ -148,6 +148,7 @@ def evaluate_knn(cfg: CfgNode, device: torch.device, folder: Path) -> dict[str, 
         "checkpoint": str(checkpoint) if checkpoint else "as built",
         "protocol": {
             **{key.lower(): knn[key] for key in ("K", "TEMPERATURE", "CLIP", "SAMPLING_RATE")},
+            "sampling": cfg.DATA.SAMPLING,
             "fps": knn.TARGET_FPS,
             "num_frames": cfg.DATA.NUM_FRAMES,
             "crop_size": cfg.DATA.TRAIN_CROP_SIZE,

@@ -17,7 +17,7 @@ from paper_tables.output import markdown_table, read_csv, results_of, write_resu
 from paper_tables.page import write_page
 from paper_tables.plan import Planner
 from paper_tables.report import provenance
-from paper_tables.resolved import flat, resolve
+from paper_tables.resolved import flat, resolve, words_of
 from paper_tables.runner import Runner, is_done
 from paper_tables.spec import (
     PROJECT,
@@ -268,4 +268,5 @@ class TableRun:
     @property
     def _pairs(self) -> list[str]:
         """The settings as words of the command line."""
-        return [f"{s}.{k}={v}" for s, values in self.settings.items() for k, v in values.items()]
+        pairs = [(s, words_of({k: v})) for s in self.settings for k, v in self.settings[s].items()]
+        return [f"{stage}.{key}={value}" for stage, (key, value) in pairs]

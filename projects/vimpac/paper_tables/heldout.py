@@ -56,6 +56,7 @@ def evaluate_heldout(loaded: LoadedConfig) -> dict[str, float]:
         records,
         views=[view.name for view in views_of(cfg, "TEST")],
         num_frames=cfg.DATA.NUM_FRAMES,
+        sampling=cfg.DATA.SAMPLING,
         sampling_rate=cfg.DATA.SAMPLING_RATE,
         mode=task.clip_mode,
         max_distance_seconds=cfg.DATA.MAX_PAIR_DISTANCE,

@@ -42,7 +42,8 @@ class TimmSpaceTime(PixelBackbone):
         std: of the channels; None = as the image model was trained.
 
     Raises:
-        ValueError: an unknown attention, or a model that is no plain vision transformer.
+        ValueError: an unknown attention, or a model that is no plain vision transformer, has blocks
+            that divided attention cannot part, or drops patches.
     """
 
     def __init__(
@@ -61,12 +62,20 @@ class TimmSpaceTime(PixelBackbone):
             raise ValueError(f"attention={attention!r} is not one of {', '.join(ATTENTIONS)}")
         network = create_image_model(model, square_side(clip_size), weights, pretrained, options)
         super().__init__(clip_size, *channel_statistics(network, mean, std))
-        from timm.models.vision_transformer import VisionTransformer
+        from timm.models.vision_transformer import Block, VisionTransformer
 
         if type(network) is not VisionTransformer:
             raise ValueError(
                 f"TimmSpaceTime needs a plain vision transformer such as vit_base_patch16_224; "
                 f"{model!r} is a {type(network).__name__}"
+            )
+        if not isinstance(network.patch_drop, nn.Identity):
+            raise ValueError("TimmSpaceTime drops no patches: leave out the option patch_drop_rate")
+        other = {type(block).__name__ for block in network.blocks if type(block) is not Block}
+        if attention == "divided" and other:
+            raise ValueError(
+                f"divided attention needs timm's usual blocks; those of {model!r} are "
+                f"{', '.join(other)}: set attention to joint"
             )
         self._layers, self.num_layers = layer_numbers(network), len(network.blocks)
         network.reset_classifier(0)

@@ -86,7 +86,11 @@ def training_view(cfg: CfgNode) -> SpatialView:
 
 
 def frame_rate(cfg: CfgNode) -> float:
-    """Frames of a clip a second of video; what an animation runs at."""
+    """Frames of a clip a second of video; what an animation runs at.
+
+    Clips spread over the video (DATA.SAMPLING segments) have no rate: their animation runs at that
+    of the frames they are taken from, and so faster than the video.
+    """
     return float(cfg.DATA.TARGET_FPS / cfg.DATA.SAMPLING_RATE)
 
 
