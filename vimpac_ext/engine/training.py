@@ -284,14 +284,16 @@ def _evaluate(
 ) -> None:
     task = whole(task)
     epoch = {"epoch": f"{update // sampler.updates_per_epoch}/{sampler.num_epochs}"}
+    lines = {}  # written at the end, since a run that is killed here makes up for all or nothing
     if monitor is not None and is_main():  # the others wait for it in the next step
-        events.write("knn_epoch", update, {**epoch, **monitor.run(task, update)})
-    if tester is None:
-        return
-    result = tester.run(task)
-    errors = {f"top{k}_err": 100 - result.topk_accuracy(k) for k in (1, 5)}
-    least = {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
-    events.write("val_epoch", update, {**epoch, **errors, **least})
+        lines["knn_epoch"] = monitor.run(task, update)
+    if tester is not None:
+        result = tester.run(task)
+        errors = {f"top{k}_err": 100 - result.topk_accuracy(k) for k in (1, 5)}
+        least = {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
+        lines["val_epoch"] = {**errors, **least}
+    for kind, scalars in lines.items():
+        events.write(kind, update, {**epoch, **scalars})
 
 
 def _draw(pictures: TrainingPictures, task: nn.Module, events: EventLog, update: int) -> None:
