@@ -85,6 +85,23 @@ def test_a_run_that_begins_anew_does_not_mix_with_remote_checkpoints(project, tm
     assert len(lines(tmp_path / "run")) == 4
 
 
+def test_what_the_run_has_passed_over_does_not_count_as_kept(tmp_path, storage):
+    """The last of storage is damaged, and the run has saved the one before it again."""
+    remote, here = storage / "run/checkpoints", tmp_path / "out/checkpoints"
+    for folder in (remote, here):
+        folder.mkdir(parents=True)
+    for epoch in (1, 2, 6):
+        (remote / f"checkpoint_epoch_0000{epoch}.pyth").write_bytes(b"old")
+    (here / "checkpoint_epoch_00003.pyth").write_bytes(b"new")
+    mirror = Mirror(tmp_path / "out", "fake://run")
+    mirror.push(2, newest="checkpoint_epoch_00003.pyth")
+    names = sorted(path.name for path in remote.iterdir())
+    assert names == [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (2, 3, 6)]
+    mirror.push(2)
+    names = sorted(path.name for path in remote.iterdir())
+    assert names == [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (3, 6)]
+
+
 def test_newer_work_of_this_machine_is_kept(tmp_path, storage):
     remote = storage / "run/checkpoints"
     remote.mkdir(parents=True)

@@ -115,7 +115,7 @@ class Checkpointer:
             for old in found[found.index(path) :][self.keep :]:
                 old.unlink()
         if self.mirror is not None:
-            self.mirror.push_or_warn(self.keep, self._place(self.mirror))
+            self.mirror.push_or_warn(self.keep, self._place(self.mirror), path.name)
         return path
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
