@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 import yaml
 from processes import in_processes
 from test_resume import BASE, flip_a_byte, lines, require_same_run, start
@@ -145,6 +146,21 @@ def test_processes_of_another_machine_take_the_main_ones_checkpoint(tmp_path, st
     assert results == [b"right", b"right"]
     with pytest.raises(OSError, match="is not the main process's"):
         fetch_same(tmp_path / "out", sha256_of(b"another"))
+
+
+def run_in(config, words, folders):
+    """A process with a disk of its own."""
+    run(prepare(config, [*words, "OUTPUT_DIR", str(folders[torch.distributed.get_rank()])]))
+
+
+def test_a_second_machine_continues_from_the_checkpoint_of_the_first(project, tmp_path, storage):
+    config, name = project / "pretrain.yaml", "checkpoints/checkpoint_epoch_00001.pyth"
+    words = [*PLUGIN, "REMOTE_DIR", "fake://run", "SOLVER.MAX_EPOCH"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    run(prepare(config, [*words, "1", "OUTPUT_DIR", str(folders[0])]))
+    in_processes(2, run_in, config, [*words, "2"], folders)
+    assert (folders[1] / name).read_bytes() == (folders[0] / name).read_bytes()
+    assert [line["update"] for line in lines(folders[0])] == [1, 2, 3, 4]
 
 
 def test_configs_stores_and_weights_may_be_remote(project, tmp_path, storage):
