@@ -259,17 +259,16 @@ def update_sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSam
 
 
 def _options(cfg: CfgNode) -> TrainerOptions:
-    train = cfg.TRAIN
     return TrainerOptions(
         clip_grad_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
-        precision=train.PRECISION,
+        precision=cfg.TRAIN.PRECISION,
         log_period=cfg.LOG_PERIOD,
-        checkpoint_period=train.CHECKPOINT_PERIOD,
-        eval_period=train.EVAL_PERIOD,
+        checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
+        eval_period=cfg.TRAIN.EVAL_PERIOD,
         seed=cfg.RNG_SEED,
-        checkpoint_period_steps=train.CHECKPOINT_PERIOD_STEPS,
-        ema_decay=train.EMA_DECAY,
-        explosion_factor=train.KILL_LOSS_EXPLOSION_FACTOR,
+        checkpoint_period_steps=cfg.TRAIN.CHECKPOINT_PERIOD_STEPS,
+        ema_decay=cfg.TRAIN.EMA_DECAY,
+        explosion_factor=cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR,
         picture_period=cfg.TENSORBOARD_PICTURES_PERIOD,
     )
 
@@ -288,12 +287,11 @@ def _evaluate(
     if monitor is not None and is_main():  # the others wait for it in the next step
         lines["knn_epoch"] = monitor.run(task, update)
     if tester is not None:
-        result = tester.run(task)
-        errors = {f"top{k}_err": 100 - result.topk_accuracy(k) for k in (1, 5)}
-        least = {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
-        lines["val_epoch"] = {**errors, **least}
-    for kind, scalars in lines.items():
-        events.write(kind, update, {**epoch, **scalars})
+        accuracy = tester.run(task).topk_accuracy
+        lines["val_epoch"] = errors = {f"top{k}_err": 100 - accuracy(k) for k in (1, 5)}
+        errors |= {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
+    for kind in lines:
+        events.write(kind, update, epoch | lines[kind])
 
 
 def _draw(pictures: TrainingPictures, task: nn.Module, events: EventLog, update: int) -> None:
