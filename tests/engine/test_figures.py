@@ -16,6 +16,7 @@ from vimpac_ext.config import ConfigError
 from vimpac_ext.data import SpatialView, VideoReader
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.engine import figures, prepare
+from vimpac_ext.engine.figures.clips import read_clips
 from vimpac_ext.engine.figures.copies import copy_shares
 from vimpac_ext.engine.figures.frames import FRAME_SIZE, spread_frames
 from vimpac_ext.engine.figures.masks import draw_masks
@@ -189,6 +190,17 @@ def test_frames_are_spread_over_the_video(project):
         assert abs(number / 25 - second) <= 0.0401
     view = SpatialView(FRAME_SIZE, "center", FRAME_SIZE)
     np.testing.assert_array_equal(images, view(originals))
+
+
+def test_clips_that_are_spread_over_the_video_are_drawn(project):
+    """8 frames in 3 parts: their middles."""
+    loaded = load(project, "DATA.SAMPLING", "segments")
+    path = project.videos / "video_0.mp4"
+    (clip,) = read_clips(loaded, [str(path)])
+    with VideoReader(path) as reader:
+        assert reader.num_frames_at(2.0) == 8
+        images = SpatialView.parse("16center16")(reader.frames_at(2.0, [1, 4, 6]))
+    np.testing.assert_array_equal(to_images(clip.frames), images)
 
 
 def test_rows_of_frames_have_labels(project, tmp_path):

@@ -207,6 +207,8 @@ def test_clips_spread_over_the_video_are_tested(kind, project):
     other = tester.Tester(prepare(loaded.path, spread[2:]).cfg, cpu)
     assert test.protocol() == {**other.protocol(), "start_rule": "segments"}
     assert test.run(_ByPixels()).ranks.tolist() != other.run(_ByPixels()).ranks.tolist()
+    two = [*spread[:-1], "2", "TEST.NUM_SPATIAL_CROPS", "1"]
+    assert tester.Tester(prepare(loaded.path, two).cfg, cpu).single_view == 1  # not at the start
     message = "DATA.SAMPLING_RATE in .* must be 1, since DATA.SAMPLING is segments, found 2"
     with pytest.raises(ConfigError, match=message):
         prepare(loaded.path, [*spread, "DATA.SAMPLING_RATE", "2"])

@@ -88,11 +88,11 @@ def test_a_process_that_fails_ends_the_others_within_seconds(project, trouble, c
 def test_an_exchange_waits_no_longer_than_it_is_told(project, monkeypatch):
     """Process 1 hangs in its own code; DIST_TIMEOUT ends both."""
     monkeypatch.setattr("vimpac_ext.engine.distributed._SECONDS_TO_END", 1.0)
-    overrides = ["MASKER.NAME", "TroubleMasker", "MASKER.trouble", "hang", "DIST_TIMEOUT", "4"]
+    overrides = ["MASKER.NAME", "TroubleMasker", "MASKER.trouble", "hang", "DIST_TIMEOUT", "8"]
     started = time.monotonic()
     ended = run_processes(run_as, world(project, *overrides))
     require_one_line(ended, "process 0 of 2 waited for another one longer than DIST_TIMEOUT")
-    assert 4 < time.monotonic() - started < 30
+    assert time.monotonic() - started > 8  # and less than `run_processes` allows
     assert ended[0].out.count("json_stats") == 2
 
 

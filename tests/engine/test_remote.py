@@ -6,6 +6,7 @@ import shutil
 import signal
 
 import pytest
+import torch
 import yaml
 from processes import in_processes
 from test_resume import BASE, flip_a_byte, lines, require_same_run, start
@@ -85,6 +86,23 @@ def test_a_run_that_begins_anew_does_not_mix_with_remote_checkpoints(project, tm
     assert len(lines(tmp_path / "run")) == 4
 
 
+def test_what_the_run_has_passed_over_does_not_count_as_kept(tmp_path, storage):
+    """The last of storage is damaged, and the run has saved the one before it again."""
+    remote, here = storage / "run/checkpoints", tmp_path / "out/checkpoints"
+    for folder in (remote, here):
+        folder.mkdir(parents=True)
+    for epoch in (1, 2, 6):
+        (remote / f"checkpoint_epoch_0000{epoch}.pyth").write_bytes(b"old")
+    (here / "checkpoint_epoch_00003.pyth").write_bytes(b"new")
+    mirror = Mirror(tmp_path / "out", "fake://run")
+    mirror.push(2, newest="checkpoint_epoch_00003.pyth")
+    names = sorted(path.name for path in remote.iterdir())
+    assert names == [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (2, 3, 6)]
+    mirror.push(2)
+    names = sorted(path.name for path in remote.iterdir())
+    assert names == [f"checkpoint_epoch_0000{epoch}.pyth" for epoch in (3, 6)]
+
+
 def test_newer_work_of_this_machine_is_kept(tmp_path, storage):
     remote = storage / "run/checkpoints"
     remote.mkdir(parents=True)
@@ -128,6 +146,21 @@ def test_processes_of_another_machine_take_the_main_ones_checkpoint(tmp_path, st
     assert results == [b"right", b"right"]
     with pytest.raises(OSError, match="is not the main process's"):
         fetch_same(tmp_path / "out", sha256_of(b"another"))
+
+
+def run_in(config, words, folders):
+    """A process with a disk of its own."""
+    run(prepare(config, [*words, "OUTPUT_DIR", str(folders[torch.distributed.get_rank()])]))
+
+
+def test_a_second_machine_continues_from_the_checkpoint_of_the_first(project, tmp_path, storage):
+    config, name = project / "pretrain.yaml", "checkpoints/checkpoint_epoch_00001.pyth"
+    words = [*PLUGIN, "REMOTE_DIR", "fake://run", "SOLVER.MAX_EPOCH"]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    run(prepare(config, [*words, "1", "OUTPUT_DIR", str(folders[0])]))
+    in_processes(2, run_in, config, [*words, "2"], folders)
+    assert (folders[1] / name).read_bytes() == (folders[0] / name).read_bytes()
+    assert [line["update"] for line in lines(folders[0])] == [1, 2, 3, 4]
 
 
 def test_configs_stores_and_weights_may_be_remote(project, tmp_path, storage):

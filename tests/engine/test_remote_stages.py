@@ -16,6 +16,7 @@ from tiny_project import make_tiny_project
 from vimpac_ext.config import ConfigError
 from vimpac_ext.engine import prepare, run
 from vimpac_ext.engine.checkpoint import CheckpointError, find_checkpoint
+from vimpac_ext.engine.remote import Mirror
 
 LAST_OF_0 = "stage_0/checkpoints/checkpoint_epoch_00003.pyth"
 REMOTE = [*PLUGIN, "REMOTE_DIR", "fake://runs/a"]
@@ -101,6 +102,22 @@ def test_newer_work_of_this_machine_is_kept(project, storage):
     assert lines(project / "staged/stage_1") == expected
     copied = (storage / "runs/a" / LAST_OF_0).read_bytes()
     assert copied == (project / "staged" / LAST_OF_0).read_bytes()
+
+
+def test_logs_of_the_run_come_with_a_newer_checkpoint(tmp_path, storage):
+    """This machine has begun the stage, another one has got further in it."""
+    folder = tmp_path / "out"
+    for place, number in ((folder, 1), (storage / "run", 2)):
+        checkpoints = place / "stage_1/checkpoints"
+        checkpoints.mkdir(parents=True)
+        torch.save({}, checkpoints / f"checkpoint_epoch_0000{number}.pyth")
+        for log in ("stdout.log", "stage_0/metrics.jsonl", "stage_1/metrics.jsonl"):
+            (place / log).parent.mkdir(exist_ok=True)
+            (place / log).write_text(f"{number} in {log}")
+    Mirror(folder, "fake://run").fetch(["stage_0", "stage_1"])
+    assert (folder / "stage_1/checkpoints/checkpoint_epoch_00002.pyth").is_file()
+    for log in ("stdout.log", "stage_0/metrics.jsonl", "stage_1/metrics.jsonl"):
+        assert (folder / log).read_text() == f"2 in {log}"
 
 
 def run_in(path, folders):

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from tiny_project import make_tiny_project
 
 from vimpac_ext.engine import prepare, run
 from vimpac_ext.engine.checkpoint import CheckpointError, newest_checkpoint, read_checkpoint
+from vimpac_ext.engine.events import EventLog
 from vimpac_ext.engine.placement import Placement
 from vimpac_ext.engine.processes import RunRequest, run_as
 from vimpac_ext.engine.trainer import Trainer
+from vimpac_ext.engine.training import _evaluate
 
 EPOCHS = 6  # of two updates
 BASE = ["SOLVER.MAX_EPOCH", str(EPOCHS), "TRAIN.CHECKPOINT_PERIOD", "2"]
@@ -303,6 +306,28 @@ def test_an_evaluation_that_was_missed_is_made_up_for(project, tmp_path, death):
     assert [line["update"] for line in lines(folder, "val_epoch")] == [4, 8, 12]
     start(config, [*base, str(folder)])  # finished: nothing is done again
     assert [line["update"] for line in lines(folder, "val_epoch")] == [4, 8, 12]
+
+
+class Half:
+    """A k-NN monitor that ends, and a tester that does not."""
+
+    def run(self, task, update=None):
+        if update is None:
+            raise KeyboardInterrupt
+        return {"knn_top1": 50.0}
+
+
+def test_of_two_evaluations_none_is_written_before_both_have_ended(tmp_path):
+    """Else a run that is killed in the second would never make up for it."""
+    sampler = SimpleNamespace(updates_per_epoch=2, num_epochs=3)
+    with EventLog(tmp_path, tensorboard=False) as events:
+        with pytest.raises(KeyboardInterrupt):
+            _evaluate(Half(), Half(), torch.nn.Linear(1, 1), events, sampler, 4)
+        assert not events.evaluated(4)
+        _evaluate(None, Half(), torch.nn.Linear(1, 1), events, sampler, 4)
+        assert events.evaluated(4)
+    (line,) = lines(tmp_path, "knn_epoch")
+    assert (line["epoch"], line["knn_top1"]) == ("2/3", 50.0)
 
 
 def test_averaged_weights_and_loss_scale_are_restored(project, tmp_path):

@@ -1,5 +1,6 @@
 """tools/submit.py without a cluster: what is refused, and what becomes of a job that ends early."""
 
+import contextlib
 import json
 import signal
 from types import SimpleNamespace
@@ -40,6 +41,36 @@ def requests(project, *overrides):
 def test_what_makes_no_sense_is_refused(project, tmp_path, overrides, parameters, message):
     with pytest.raises(ConfigError, match=message):
         submit(requests(project, *overrides), tmp_path / "jobs", "local", 60, parameters)
+
+
+class Executor:
+    """In place of submitit's: keeps what is submitted."""
+
+    def __init__(self, folder, **options):
+        self.parameters = {}
+
+    def update_parameters(self, **parameters):
+        self.parameters = parameters
+
+    def batch(self):
+        return contextlib.nullcontext()
+
+    def submit(self, job):
+        return job, self.parameters
+
+
+def test_one_file_may_be_trained_twice_into_different_folders(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(submitit, "AutoExecutor", Executor)
+    file = str(project / "pretrain.yaml")
+    two = [RunRequest((file,), ("OUTPUT_DIR", name, "NUM_GPUS", "1")) for name in ("a", "b")]
+    jobs = submit(two, tmp_path / "jobs", "local", 60, {"nodes": 1})
+    assert [job.request for job, _ in jobs] == two
+    assert jobs[0][1] == {"timeout_min": 60, "tasks_per_node": 1, "gpus_per_node": 1, "nodes": 1}
+    with pytest.raises(ConfigError, match="must not share OUTPUT_DIR .*/a'"):
+        submit([*two, two[0]], tmp_path / "jobs", "local", 60, {})
+    two[1] = RunRequest((file,), ("OUTPUT_DIR", "b"))
+    with pytest.raises(ConfigError, match=r"one NUM_GPUS, found .*yaml: 1, .*yaml: 0"):
+        submit(two, tmp_path / "jobs", "local", 60, {})
 
 
 class QueuedError(Exception):

@@ -115,7 +115,7 @@ class Checkpointer:
             for old in found[found.index(path) :][self.keep :]:
                 old.unlink()
         if self.mirror is not None:
-            self.mirror.push_or_warn(self.keep, self._place(self.mirror))
+            self.mirror.push_or_warn(self.keep, self._place(self.mirror), path.name)
         return path
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -129,10 +129,12 @@ class Checkpointer:
         Raises:
             CheckpointError: if all are damaged, or the newest is of another model or other data.
         """
-        # The main process looks, so that all take the same.
-        path = from_main(self._newest_whole() if is_main() else None)
-        if path is None:
+        # The main process looks, so that all take the same, each from its own folder.
+        newest = self._newest_whole() if is_main() else None
+        name = from_main(newest.name if newest else None)
+        if name is None:
             return None
+        path = self.folder / name
         self.share(path)
         hint = "; choose another OUTPUT_DIR, or TRAIN.AUTO_RESUME False to start again"
         checkpoint = read_checkpoint(path, check=False)  # the main process has checked

@@ -96,13 +96,13 @@ class Mirror:
                 f"REMOTE_DIR {self.remote!r} has checkpoints of a run without TRAIN.STAGES; "
                 "choose another"
             )
-        for index in range(len(places) - 1, -1, -1):
-            if checkpoints_in(self.folder / places[index] / _CHECKPOINTS):
-                self._fetch_checkpoint(places[index])  # if there is a newer one
-                return
-            if self._fetch_checkpoint(places[index]):
+        for index in reversed(range(len(places))):
+            has_own = bool(checkpoints_in(self.folder / places[index] / _CHECKPOINTS))
+            taken = self._fetch_checkpoint(places[index])
+            if taken:
                 for place in {"", *places[:index]} - {places[index]}:
                     self._fetch_logs(place)
+            if taken or has_own:
                 return
 
     def _fetch_checkpoint(self, place: str) -> bool:
@@ -167,12 +167,14 @@ class Mirror:
         if sha256_of(path) != digest:
             raise OSError(f"{path.name} in {self.remote} is not the main process's {path}")
 
-    def push(self, keep: int = 0, place: str = "") -> None:
+    def push(self, keep: int = 0, place: str = "", newest: str = "") -> None:
         """Copies all files that are new or have changed, then removes the oldest checkpoints.
 
         Args:
             keep: newest checkpoints that stay in the remote folder; 0 = all.
             place: folder below OUTPUT_DIR whose checkpoints are meant: of a stage.
+            newest: name of the one that counts as the newest: later ones, which the run has passed
+                over, are damaged. The default is the newest that is there.
 
         Raises:
             OSError: the remote folder cannot be written; what is missing is copied next time.
@@ -190,13 +192,15 @@ class Mirror:
             with atomic_write(self.folder / _RECORD) as file:
                 json.dump({"remote": self.remote, "files": record}, file)
         if keep:
-            for name in newest_first(remote_names(self._url(place, _CHECKPOINTS)))[keep:]:
+            names = newest_first(remote_names(self._url(place, _CHECKPOINTS)))
+            first = names.index(newest) if newest in names else 0
+            for name in names[first + keep :]:
                 path_manager(self.remote).rm(self._url(place, _CHECKPOINTS, name))
 
-    def push_or_warn(self, keep: int = 0, place: str = "") -> None:
+    def push_or_warn(self, keep: int = 0, place: str = "", newest: str = "") -> None:
         """As `push`; a failure is logged, since the run itself can go on."""
         try:
-            self.push(keep, place)
+            self.push(keep, place, newest)
         except OSError as error:
             _logger.error("%s is behind %s: %s; tried again later", self.remote, self.folder, error)
 

@@ -117,14 +117,15 @@ def submit(
             same OUTPUT_DIR.
         ImportError: if submitit is not installed.
     """
-    cfgs = {request.files[0]: request.prepare()[0].cfg for request in requests}
-    folders = Counter(os.path.realpath(cfg.OUTPUT_DIR) for cfg in cfgs.values())
+    cfgs = [request.prepare()[0].cfg for request in requests]
+    folders = Counter(os.path.realpath(cfg.OUTPUT_DIR) for cfg in cfgs)
     shared, jobs = folders.most_common(1)[0]
-    if jobs > 1 or len(cfgs) < len(requests):
+    if jobs > 1:
         raise ConfigError(f"jobs that run at the same time must not share OUTPUT_DIR {shared!r}")
-    num_gpus = {file: cfg.NUM_GPUS for file, cfg in cfgs.items()}
-    if len(set(num_gpus.values())) > 1:
-        listed = ", ".join(f"{file}: {number}" for file, number in num_gpus.items())
+    num_gpus = [cfg.NUM_GPUS for cfg in cfgs]
+    if len(set(num_gpus)) > 1:
+        files = (request.files[0] for request in requests)
+        listed = ", ".join(f"{file}: {n}" for file, n in zip(files, num_gpus, strict=True))
         raise ConfigError(f"jobs of one array must have one NUM_GPUS, found {listed}")
     try:
         from submitit import AutoExecutor
@@ -135,7 +136,7 @@ def submit(
     given = {
         "timeout_min": minutes,
         "tasks_per_node": 1,  # which starts a process for each GPU
-        "gpus_per_node": next(iter(num_gpus.values())),
+        "gpus_per_node": num_gpus[0],
     }
     for name in given.keys() & parameters.keys():
         raise ConfigError(

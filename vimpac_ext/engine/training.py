@@ -259,17 +259,16 @@ def update_sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSam
 
 
 def _options(cfg: CfgNode) -> TrainerOptions:
-    train = cfg.TRAIN
     return TrainerOptions(
         clip_grad_norm=cfg.SOLVER.CLIP_GRAD_L2NORM,
-        precision=train.PRECISION,
+        precision=cfg.TRAIN.PRECISION,
         log_period=cfg.LOG_PERIOD,
-        checkpoint_period=train.CHECKPOINT_PERIOD,
-        eval_period=train.EVAL_PERIOD,
+        checkpoint_period=cfg.TRAIN.CHECKPOINT_PERIOD,
+        eval_period=cfg.TRAIN.EVAL_PERIOD,
         seed=cfg.RNG_SEED,
-        checkpoint_period_steps=train.CHECKPOINT_PERIOD_STEPS,
-        ema_decay=train.EMA_DECAY,
-        explosion_factor=train.KILL_LOSS_EXPLOSION_FACTOR,
+        checkpoint_period_steps=cfg.TRAIN.CHECKPOINT_PERIOD_STEPS,
+        ema_decay=cfg.TRAIN.EMA_DECAY,
+        explosion_factor=cfg.TRAIN.KILL_LOSS_EXPLOSION_FACTOR,
         picture_period=cfg.TENSORBOARD_PICTURES_PERIOD,
     )
 
@@ -284,14 +283,15 @@ def _evaluate(
 ) -> None:
     task = whole(task)
     epoch = {"epoch": f"{update // sampler.updates_per_epoch}/{sampler.num_epochs}"}
+    lines = {}  # written at the end, since a run that is killed here makes up for all or nothing
     if monitor is not None and is_main():  # the others wait for it in the next step
-        events.write("knn_epoch", update, {**epoch, **monitor.run(task, update)})
-    if tester is None:
-        return
-    result = tester.run(task)
-    errors = {f"top{k}_err": 100 - result.topk_accuracy(k) for k in (1, 5)}
-    least = {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
-    events.write("val_epoch", update, {**epoch, **errors, **least})
+        lines["knn_epoch"] = monitor.run(task, update)
+    if tester is not None:
+        accuracy = tester.run(task).topk_accuracy
+        lines["val_epoch"] = errors = {f"top{k}_err": 100 - accuracy(k) for k in (1, 5)}
+        errors |= {f"min_{name}": events.least("val_epoch", name, e) for name, e in errors.items()}
+    for kind in lines:
+        events.write(kind, update, epoch | lines[kind])
 
 
 def _draw(pictures: TrainingPictures, task: nn.Module, events: EventLog, update: int) -> None:
