@@ -74,7 +74,7 @@ def speeds_in_turns(
     for _ in range(num_rounds):
         for name, work in candidates.items():
             start, cpu_start, done = time.perf_counter(), time.process_time(), 0
-            while time.perf_counter() - start < seconds / num_rounds:
+            while not done or time.perf_counter() - start < seconds / num_rounds:
                 done += work()
             cpu_ms = 1000 * (time.process_time() - cpu_start) / done
             measured[name].append(Speed(done / (time.perf_counter() - start), cpu_ms))
