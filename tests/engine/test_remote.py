@@ -38,7 +38,9 @@ def project(tmp_path):
     return make_tiny_project(tmp_path)
 
 
-@pytest.mark.parametrize(("scheme", "size"), [("moving", 1), ("fake", 2)])
+@pytest.mark.parametrize(
+    ("scheme", "size"), [("moving", 1), pytest.param("fake", 2, marks=pytest.mark.slow)]
+)
 def test_another_machine_continues_bit_for_bit(project, tmp_path, storage, scheme, size):
     config = project / "pretrain.yaml"
     overrides = [*BASE, *PLUGIN, "TRAIN.CHECKPOINT_PERIOD_STEPS", "3", "OUTPUT_DIR"]

@@ -83,6 +83,7 @@ def test_a_pair_of_clips_is_not_repeated(tmp_path):
         run(prepare(config_file, ["AUG.NUM_SAMPLE", "2"]))
 
 
+@pytest.mark.slow
 def test_tokens_are_repeated_too_and_a_killed_run_continues_bit_for_bit(tmp_path):
     config_file = make_tiny_project(tmp_path) / "finetune.yaml"
     base = ["TRAIN.CHECKPOINT_FILE_PATH", "", "SOLVER.MAX_EPOCH", "6", "TEST.ENABLE", "False"]

@@ -142,7 +142,12 @@ def test_three_processes_add_up_in_the_same_order_after_a_kill(project, tmp_path
 
 @pytest.mark.parametrize(
     ("signum", "code"),
-    [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)],
+    [
+        (signal.SIGTERM, 75),
+        (signal.SIGUSR1, 75),
+        pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.slow),
+        (signal.SIGINT, 130),
+    ],
 )
 def test_a_signal_saves_first(project, tmp_path, signum, code):
     config = project / "pretrain.yaml"

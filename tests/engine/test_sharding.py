@@ -164,7 +164,7 @@ def test_a_killed_run_continues_bit_for_bit(project, tmp_path):
     assert whole_run["optimizer_names"] == broken["optimizer_names"]
 
 
-@pytest.mark.parametrize("sharded_first", [True, False])
+@pytest.mark.parametrize("sharded_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_one_process_and_shards_continue_each_other(project, tmp_path, sharded_first):
     # Adam and BatchNorm would blow up the rounding of what is almost zero.
     overrides = [*BASE, "SOLVER.OPTIMIZING_METHOD", "sgd", "BACKBONE.dropout", "0.0"]

@@ -139,6 +139,7 @@ def test_killed_in_any_stage_it_continues_bit_for_bit(project, chained, size):
     require_equals_chain(project, chained(size))
 
 
+@pytest.mark.slow
 def test_weights_in_parts_and_rates_of_layers_go_through_the_stages(project):
     """Stopped in the second stage; each rate, moment and average is that of one process."""
     words = ["SOLVER.LAYER_DECAY", "0.5", "SOLVER.LR_SCALES", "{'heads.*': 2.0}"]

@@ -108,6 +108,7 @@ def test_a_run_draws_every_so_many_epochs_and_trains_as_without(project):
     assert losses() == drawn
 
 
+@pytest.mark.slow
 def test_two_processes_draw_the_picture_of_one(project):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
