@@ -9,9 +9,9 @@ are those of the motion classes, so the same tokens serve both.
         TRAIN.DATASET.NAME DemoShapes TRAIN.DATASET.split train \
         TEST.DATASET.NAME DemoShapes TEST.DATASET.split validation
 
-`DemoFewLabels` leaves labels (of motions or shapes) to only some of them. With all labels the
-pre-trained models of the miniature come near 100 % of the motions, whatever they were pre-trained
-with; with few, it shows what the pre-training left to learn.
+`DemoFewLabels` leaves labels (of motions or shapes) to only some of them. With all labels most
+models that were pre-trained to predict masked tokens are above 90 % of the motions; with few, it
+shows what the pre-training left to learn.
 
     python tools/run_net.py --cfg configs/vimpac/demo/finetune.yaml \
         --plugin projects.vimpac.demo_shapes \

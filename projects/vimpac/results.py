@@ -32,13 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--note", default="", help="on how the runs in RUNS were made; kept with their numbers"
     )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="take RUNS even if RESULTS has rows or seeds that RUNS lacks; they are lost",
+    )
     arguments = parser.parse_args(argv)
     # Imported late, so that --help answers at once.
     from paper_tables.report import collect, report
 
     from vimpac_ext.files import atomic_write
 
-    for path in collect(arguments.runs, arguments.results, arguments.note):
+    for path in collect(arguments.runs, arguments.results, arguments.note, arguments.replace):
         print(f"collected {path}")
     target = arguments.results.parent / "RESULTS.md"
     with atomic_write(target) as file:

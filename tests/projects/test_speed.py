@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from paper_tables.command import TableRun, read_csv
-from paper_tables.measures import backbone_parameters, line_fields
-from paper_tables.output import results_of, speed_of, write_csv
+from paper_tables.command import TableRun, parse_settings
+from paper_tables.measures import backbone_parameters, line_fields, stage_names
+from paper_tables.output import SPEED_FIELDS, read_csv, results_of, speed_of, write_csv
 from paper_tables.plan import Planner
+from paper_tables.report import provenance
 from paper_tables.resolved import grid_of, resolve
 from paper_tables.spec import TableError, load_table
 from paper_tables.speed import time_rows, training_step
@@ -74,19 +75,43 @@ def test_a_row_that_was_only_timed_has_its_parameters():
     assert result.spread("speed").mean == 2.0
 
 
+def stages_of(run, row, seed):
+    return json.dumps(stage_names(run.planner.plan(run.table.rows[row], seed)))
+
+
+def test_a_timing_of_other_settings_is_not_the_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr("paper_tables.command.Runner.run", lambda self, stages: None)
+    run = TableRun(
+        14, "demo", [0], tmp_path, settings=parse_settings(["both.BACKBONE.embed_dim=64"])
+    )
+    (stage,) = run._speed_stages()
+    entry = {"row": "TxHxW, post", "round": 0, "seconds": 2.0, "clips": 4, "parameters": 0.6}
+    write_csv(stage.folder / "speed.csv", SPEED_FIELDS, [entry])
+    (stage.folder / "stage.json").write_text(json.dumps({"name": stage.name}))
+    run.run_speed()
+    path = tmp_path / "tables/demo_table_14_speed.csv"
+    (timed,) = read_csv(path)
+    assert timed["settings"] == "both.BACKBONE.embed_dim=64"
+    said = provenance(run.table, [], [timed])
+    assert "run_table.py 14 --speed --set both.BACKBONE.embed_dim=64`" in said
+    TableRun(14, "demo", [0], tmp_path).run_speed()  # not timed: nothing is shown
+    assert not path.exists()
+
+
 def test_timing_keeps_the_results_that_are_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("paper_tables.command.Runner.run", lambda self, stages: None)
     table = load_table(14)
+    run = TableRun(14, "demo", [0], tmp_path)
     lines = [
         {"row": "TxHxW, post", "seed": seed, "status": "done", "top1:motion": 50.0 + seed,
-         "settings": settings, "stages": json.dumps({})}
+         "settings": settings, "stages": stages_of(run, 0, seed)}
         for seed, settings in ((0, ""), (1, ""), (2, "both.NUM_GPUS=1"))
     ]  # fmt: skip
     write_csv(tmp_path / "tables/demo_table_14_runs.csv", line_fields(table), lines)
-    assert TableRun(14, "demo", [0], tmp_path).run_speed() == 0
+    assert run.run_speed() == 0
     kept = read_csv(tmp_path / "tables/demo_table_14_runs.csv")
     assert [(line["seed"], line["top1:motion"]) for line in kept] == [(0, 50), (1, 51)]
-    assert "1 earlier results with other settings (--set) are left out" in capsys.readouterr().out
+    assert "1 earlier results of other configurations or settings" in capsys.readouterr().out
     with pytest.raises(TableError, match="table 5 has no speed; 2, 3, 14 have"):
         TableRun(5, "demo", [0], tmp_path).run_speed()
 
@@ -94,9 +119,11 @@ def test_timing_keeps_the_results_that_are_there(tmp_path, monkeypatch, capsys):
 def test_another_seed_joins_those_that_were_run_before(tmp_path, monkeypatch):
     monkeypatch.setattr("paper_tables.command.Runner.run", lambda self, stages: None)
     table = load_table(6)
+    run = TableRun(6, "demo", [1], tmp_path, rows=["4 blocks"])
     done = {"row": "4 blocks", "seed": 0, "status": "done", "top1:motion": 50.0}
+    done["stages"] = stages_of(run, 0, 0)
     write_csv(tmp_path / "tables/demo_table_06_runs.csv", line_fields(table), [done])
-    TableRun(6, "demo", [1], tmp_path, rows=["4 blocks"]).run()
+    run.run()
     lines = read_csv(tmp_path / "tables/demo_table_06_runs.csv")
     assert [(line["seed"], line["status"]) for line in lines] == [(0, "done"), (1, "not run")]
 

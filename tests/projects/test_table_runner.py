@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from paper_tables.command import TableRun, parse_settings
+from paper_tables.measures import line_fields, stage_names
+from paper_tables.output import read_csv, write_csv
 from paper_tables.plan import Planner
 from paper_tables.runner import LOG, Runner, is_done, record_of
 from paper_tables.spec import TableError, load_table
@@ -164,7 +166,7 @@ def test_few_labels_share_all_but_the_fine_tuning(number, tmp_path):
             Planner(table, tmp_path).plan(row, 0)
             for table, row in zip(sizes, (all_labels, few), strict=True)
         ]
-        kinds = ("data", "tokens", "pretrain")
+        kinds = ("data", "tokens", "pretrain", "heldout")
         names = [{s.name for s in plan.stages if s.kind in kinds} for plan in plans]
         assert names[0] == names[1]
         for target in plans[0].finetune:
@@ -193,6 +195,42 @@ def test_a_probe_shares_all_but_the_fine_tuning(number, tmp_path):
             where = stage.command[stage.command.index("TEST.CHECKPOINT_FILE_PATH") + 1]
             assert where == (str(plans[1].pretrain[-1].folder) if plans[1].pretrain else "none")
             assert {need.name for need in stage.needs} <= {s.name for s in plans[1].stages}
+
+
+def test_earlier_results_of_other_configurations_are_left_out(tmp_path, capsys):
+    """What a row was before its configuration changed is not averaged with what it is now."""
+    table = load_table(6)
+    run = TableRun(6, "demo", [0], tmp_path)
+    path = tmp_path / "tables/demo_table_06_runs.csv"
+    stages = {
+        seed: stage_names(run.planner.plan(table.rows[1], seed)) for seed in (1, 2)
+    }  # fmt: skip
+    stages[2] |= {"finetune:motion": "finetune-obsolete"}
+    lines = [
+        {"row": "5 blocks", "seed": seed, "status": "done", "top1:motion": 90.0 + seed,
+         "stages": json.dumps(names)}
+        for seed, names in stages.items()
+    ]  # fmt: skip
+    lines.append({"row": "5 blocks", "seed": 3, "status": "done", "top1:motion": 10.0})
+    write_csv(path, line_fields(table), lines)
+    run._write()
+    assert "2 earlier results of other configurations" in capsys.readouterr().out
+    assert [(entry["seed"], entry["top1:motion"]) for entry in read_csv(path)] == [(1, 91)]
+
+
+def test_held_out_pairs_are_as_far_apart_as_those_of_training(tmp_path):
+    """On the labelled videos, a quarter as long, three rows of Table 7 drew the same pairs."""
+    table = load_table(7)
+    plan = Planner(table, tmp_path).plan(table.rows[0], 3)
+    trained, heldout = plan.pretrain[-1].needs[0], plan.heldout.needs[0]
+    assert "--seed 1003" in shlex.join(heldout.command)
+    assert "--num-unlabelled 200" in shlex.join(heldout.command)
+    assert "--seed 3" in shlex.join(trained.command)
+    words = list(plan.heldout.command)
+    assert words[words.index("TEST.DATASET.split") + 1] == "unlabelled"
+    assert "DATA.TARGET_FPS" not in words  # the pre-training's own
+    root = words[words.index("DATA.PATH_TO_DATA_DIR") + 1]
+    assert root == str(heldout.folder / "videos")
 
 
 def test_settings_are_handed_on_as_they_were_given(tmp_path):

@@ -13,7 +13,15 @@ import yaml
 
 from paper_tables.computed import compute, computed_markdown, write_computed
 from paper_tables.measures import FAILED, Line, backbone_parameters, measure, stage_names
-from paper_tables.output import markdown_table, read_csv, results_of, write_results, write_runs
+from paper_tables.output import (
+    SPEED_FIELDS,
+    markdown_table,
+    read_csv,
+    results_of,
+    write_csv,
+    write_results,
+    write_runs,
+)
 from paper_tables.page import write_page
 from paper_tables.plan import Planner
 from paper_tables.report import provenance
@@ -31,7 +39,7 @@ from paper_tables.spec import (
 )
 from paper_tables.speed import VERSION as SPEED_VERSION
 from paper_tables.stages import RowPlan, Stage, shown
-from vimpac_ext.files import atomic_write, sha256_of
+from vimpac_ext.files import sha256_of
 
 SPEED_FILE = "speed.csv"
 _STAGES = ("pretrain", "finetune", "both")
@@ -79,7 +87,7 @@ class TableRun:
 
     Args:
         number: of the table.
-        size: "demo" or "full".
+        size: one of `SIZES`.
         seeds: at least one.
         output: folder of all stages and tables.
         rows: names of the rows to run; None = all. The others keep the results that they have.
@@ -204,37 +212,41 @@ class TableRun:
             ]
         earlier = read_csv(self.folder / f"{self.table.name}_runs.csv")
         new = {(line["row"], line["seed"]) for line in lines}
-        settings = " ".join(self._pairs)
         others = [line for line in earlier if (line["row"], line["seed"]) not in new]
-        kept = [line for line in others if line.get("settings", "") == settings]
+        kept = [line for line in others if self._is_current(line)]
         if len(kept) < len(others):
             print(
-                f"{len(others) - len(kept)} earlier results with other settings (--set) are left "
-                "out of the table; their runs stay"
+                f"{len(others) - len(kept)} earlier results of other configurations or settings "
+                "(--set) are left out of the table; their runs stay"
             )
         lines += kept
         order = [row.name for row in self.table.rows]
         known = [line for line in lines if line["row"] in order]
         return sorted(known, key=lambda line: (order.index(line["row"]), line["seed"]))
 
+    def _is_current(self, line: Line) -> bool:
+        """Whether an earlier line is of the stages that its row would have today."""
+        row = next((row for row in self.table.rows if row.name == line["row"]), None)
+        if row is None or line.get("settings", "") != self._settings:
+            return False
+        try:
+            planned = stage_names(self.planner.plan(row, line["seed"]))
+        except ValueError:  # the row cannot be planned any more
+            return False
+        return bool(line.get("stages")) and json.loads(line["stages"]) == planned
+
     def _line(self, plan: RowPlan) -> Line:
         stages = stage_names(plan)
         line = measure(self.output, stages)
         if "parameters" in self.table.measures:
             line["parameters"] = backbone_parameters(self.planner, plan.row)
-        line |= {"settings": " ".join(self._pairs), "stages": json.dumps(stages)}
+        line |= {"settings": self._settings, "stages": json.dumps(stages)}
         return {"row": plan.row.name, "seed": plan.seed, **line}
 
     def _write(self) -> bool:
         lines = self._lines()
         write_runs(self.folder, self.table, lines)
-        speed_path = self.folder / f"{self.table.name}_speed.csv"
-        for stage in self._speed_stages():
-            measured = stage.folder / SPEED_FILE
-            if is_done(stage) and measured.is_file():
-                with atomic_write(speed_path) as file:
-                    file.write(measured.read_text(encoding="utf-8"))
-        speed = read_csv(speed_path)
+        speed = self._write_speed()
         results = results_of(self.table, lines, speed)
         write_results(self.folder, self.table, results, self.command)
         page = self.folder / f"{self.table.name}.html"
@@ -242,6 +254,19 @@ class TableRun:
         print(markdown_table(self.table, results))
         print(f"wrote {self.folder / self.table.name}.csv, .md, .png, .html and _runs.csv")
         return any(line["status"] == FAILED for line in lines)
+
+    def _write_speed(self) -> list[Line]:
+        """``<size>_table_NN_speed.csv``: the timing of these configurations, or no file."""
+        path = self.folder / f"{self.table.name}_speed.csv"
+        entries: list[Line] = []
+        for stage in self._speed_stages():
+            entries = read_csv(stage.folder / SPEED_FILE) if is_done(stage) else []
+        if entries:
+            lines = [{**entry, "settings": self._settings} for entry in entries]
+            write_csv(path, SPEED_FIELDS, lines)
+        else:
+            path.unlink(missing_ok=True)  # of other configurations; its folder stays
+        return entries
 
     def _compute(self) -> int:
         videos = None
@@ -264,6 +289,10 @@ class TableRun:
         if self.table.kind == "runs":
             words += ["--seeds", *map(str, self.seeds)]
         return shlex.join([*words, *(["--set", *self._pairs] if self._pairs else [])])
+
+    @property
+    def _settings(self) -> str:
+        return shlex.join(self._pairs)
 
     @property
     def _pairs(self) -> list[str]:

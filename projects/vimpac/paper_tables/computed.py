@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paper_tables.output import NOTHING, write_csv
+from paper_tables.output import NOTHING, markdown_cell, write_csv
 from paper_tables.resolved import resolve
 from paper_tables.spec import Table
 from vimpac_ext.data.decode import open_record
@@ -127,4 +127,4 @@ def _shown(field: str, value: Any) -> Any:
 
 
 def _cell(value: Any) -> str:
-    return NOTHING if value in (None, "") else str(value).replace("|", "\\|").replace("\n", " ")
+    return NOTHING if value in (None, "") else markdown_cell(str(value))

@@ -103,9 +103,17 @@ def copies_section(path: Path) -> str:
         f"## Figures 4 and 7: copy-paste recovery ({copies_name(path)})\n\n"
         f"`{first['command']}`; {videos} videos, {first['clips']} clips of each, "
         f"{first['masks']} masks of each kind on them; grid {first['grid']}, tokens of "
-        f"{first['tokenizer']}. Mean ± standard deviation over the videos.\n\n"
+        f"{first['tokenizer']}. Mean ± standard deviation over the videos. "
+        f"{_tokenizer_of(first)}\n\n"
         f"{copies_markdown(lines)}"
     )
+
+
+def _tokenizer_of(line: Line) -> str:
+    """A sentence on the tokenizer that ships with the package; nothing of another one."""
+    if "configs/vimpac/demo/" not in line["command"] or "TOKENIZER" in line["command"]:
+        return ""
+    return "The tokenizer is the demo's, 64 codes trained on its sprites; the paper's has 8192."
 
 
 def copies_name(path: Path) -> str:
@@ -130,7 +138,7 @@ def copies_summary(lines: Sequence[Line], name: str) -> str:
     )
     if errors:
         text += f"; of the picture's error {errors[0]:.0f} % and {errors[1]:.0f} % are left"
-    return f"{text}."
+    return f"{text}. {_tokenizer_of(lines[0])}".rstrip()
 
 
 def _verdicts(lines: Sequence[Line], ratio: float) -> str:

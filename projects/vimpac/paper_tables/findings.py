@@ -18,7 +18,7 @@ EQUAL, UNEQUAL = "no difference found", "a difference shows"
 ALIKE = 5.0  # points: "no difference" needs a confidence interval that lies within so many
 CEILING = 90.0  # percent: above it there is little left to differ in
 _KEYS = {"table", "finding", "measure", "higher", "lower", "comment"}
-_MORE_KEYS = {"equal", "lower_measure"}
+_MORE_KEYS = {"equal", "lower_measure", "gain_over"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Finding:
         comment: a hand-written sentence.
         equal: the claim is that they do not differ much.
         lower_measure: column of the second row, if it is another one.
+        gain_over: two rows, if the claim is about gains: what is compared are the differences of
+            the rows above to these.
     """
 
     table: int
@@ -44,6 +46,12 @@ class Finding:
     comment: str
     equal: bool = False
     lower_measure: str = ""
+    gain_over: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of all rows that it is about."""
+        return (self.higher, self.lower, *self.gain_over)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,9 @@ def load_findings(path: Path = FILE) -> list[Finding]:
                 f"{path}: finding {entry.get('finding')!r} lacks or has the unknown "
                 f"{', '.join(sorted(wrong))}"
             )
-    return [Finding(**entry) for entry in entries]
+    return [
+        Finding(**entry | {"gain_over": tuple(entry.get("gain_over", ()))}) for entry in entries
+    ]
 
 
 def measured_column(table: Table, measure: str) -> str:
@@ -102,16 +112,16 @@ def judge(finding: Finding, table: Table, results: Sequence[RowResult]) -> Verdi
         TableError: if the finding names a row or column that the table does not have.
     """
     rows = {result.row.name: result for result in results}
-    for name in (finding.higher, finding.lower):
+    for name in finding.rows:
         if name not in rows:
             raise TableError(
                 f"finding {finding.finding!r}: table {table.number} has no row {name!r}"
             )
+    bases = [rows.get(name) for name in finding.gain_over] or [None, None]
+    measures = (finding.measure, finding.lower_measure or finding.measure)
     sides = [
-        _Side(rows[finding.higher], measured_column(table, finding.measure)),
-        _Side(
-            rows[finding.lower], measured_column(table, finding.lower_measure or finding.measure)
-        ),
+        _Side(rows[name], measured_column(table, measure), base)
+        for name, measure, base in zip(finding.rows, measures, bases, strict=False)
     ]
     common = sorted(sides[0].values.keys() & sides[1].values.keys())
     unit = "round" if finding.measure == "speed" else "seed"
@@ -119,8 +129,9 @@ def judge(finding: Finding, table: Table, results: Sequence[RowResult]) -> Verdi
         return Verdict(NOT_RUN, _missing(sides, unit))
     digits = digits_of(table, sides[0].column)
     first, second = (side.over(common) for side in sides)
+    shares = [share for side in sides for share in side.shares(common)]
     differences = [sides[0].values[seed] - sides[1].values[seed] for seed in common]
-    width = max(half_width(differences), chance_width([side.shares(common) for side in sides]))
+    width = max(half_width(differences), chance_width(shares, len(common)))
     mean = first.mean - second.mean
     if len(common) > 1:
         short = f"{mean:+.{digits}f} ± {width:.{digits}f}"
@@ -130,25 +141,32 @@ def judge(finding: Finding, table: Table, results: Sequence[RowResult]) -> Verdi
         short = f"{mean:+.{digits}f}"
         told, count, word = short, f"one {unit}", ONE_SEED
     names = [side.name(finding) for side in sides]
+    # A cell has the median of a speed's rounds.
+    kind = "mean " if finding.measure == "speed" else ""
     sentence = (
-        f"{title_of(sides[0].column)}: {first.shown(digits)} for {names[0]}, "
+        f"{title_of(sides[0].column)}: {kind}{first.shown(digits)} for {names[0]}, "
         f"{second.shown(digits)} for {names[1]}; difference {told}, {count}."
     )
-    if _at_ceiling(sides[0].column, first, second) and word not in (SHOWS, OPPOSITE):
+    if _at_ceiling(sides[0].column, first, second) and word not in (SHOWS, OPPOSITE, UNEQUAL):
         sentence += f" Both are above {CEILING:.0f} %, where this task has little left to tell."
     return Verdict(word, sentence, short)
 
 
 @dataclass(frozen=True)
 class _Side:
-    """One of the two things that are compared."""
+    """One of the two things that are compared: a row's values, or their gain over another row."""
 
     result: RowResult
     column: str
+    base: RowResult | None = None
 
     @property
     def values(self) -> dict[int, float]:
-        return self.result.values(self.column)
+        values = self.result.values(self.column)
+        if self.base is None:
+            return values
+        base = self.base.values(self.column)
+        return {seed: values[seed] - base[seed] for seed in values.keys() & base.keys()}
 
     def over(self, seeds: Sequence[int]) -> Spread:
         found = spread_of([self.values[seed] for seed in seeds])
@@ -159,11 +177,17 @@ class _Side:
         """Share of right answers and test videos of each seed; nothing for other measures."""
         if not self.column.startswith("top1:"):
             return []
-        videos = {line["seed"]: int(line.get("test_videos") or 0) for line in self.result.lines}
-        return [(self.values[s] / 100, videos[s]) for s in seeds if videos.get(s)]
+        shares = []
+        for result in filter(None, (self.result, self.base)):
+            videos = {line["seed"]: int(line.get("test_videos") or 0) for line in result.lines}
+            values = result.values(self.column)
+            shares += [(values[seed] / 100, videos[seed]) for seed in seeds if videos.get(seed)]
+        return shares
 
     def name(self, finding: Finding) -> str:
         label = repr(self.result.row.label)
+        if self.base is not None:
+            label += f" over {self.base.row.label!r}"
         return f"{label} ({title_of(self.column)})" if finding.lower_measure else label
 
 

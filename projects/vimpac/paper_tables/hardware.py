@@ -1,6 +1,7 @@
-"""What a number was measured on."""
+"""What a number was measured on: the machine and the code."""
 
 import platform
+import subprocess
 from pathlib import Path
 
 import torch
@@ -16,6 +17,16 @@ def hardware(device: str = "") -> str:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
     return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
+
+
+def code_version(repository: Path) -> str:
+    """The commit that is checked out, "-dirty" if files differ from it; empty if not known."""
+    words = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _processor() -> str:

@@ -40,8 +40,8 @@ def measure(root: Path, stages: Mapping[str, str]) -> Line:
         "contrast_loss", "top1:<target>" (percent), "test_videos", "updates" and
         "updates_per_second" of pre-training (the last stage's, median), "seconds" (by the clock)
         and "cpu_seconds" of all these stages, "load" (largest load average of the machine),
-        "stage_seconds" (of each stage, as JSON) and "hardware". "cpu_seconds" and "load" are
-        absent if one of the records does not have them.
+        "stage_seconds" (of each stage, as JSON), "hardware" and "code" (commits). "cpu_seconds" and
+        "load" are absent if one of the records does not have them.
     """
     line: Line = {"status": DONE, "reason": ""}
     records: dict[str, dict[str, Any]] = {}
@@ -60,6 +60,7 @@ def measure(root: Path, stages: Mapping[str, str]) -> Line:
         line["cpu_seconds"] = round(sum(record["cpu_seconds"] for record in found), 1)
         line["load"] = max(record["load"] for record in found)
     line["hardware"] = "; ".join(sorted({record["hardware"] for record in found}))
+    line["code"] = "; ".join(sorted({record["code"] for record in found if record.get("code")}))
     if "heldout" in stages:
         heldout = _read(root / stages["heldout"] / HELDOUT)
         line |= {k: heldout[k] for k in ("mask_accuracy", "contrast_loss") if k in heldout}
@@ -98,7 +99,7 @@ def line_fields(table: Table) -> list[str]:
     own = dict.fromkeys([*shown, "mask_accuracy", "contrast_loss"])
     return [
         *("row", "seed", "status", "reason", *own, "updates", "updates_per_second"),
-        *("seconds", "cpu_seconds", "load", "test_videos", "hardware", "settings", "note"),
+        *("seconds", "cpu_seconds", "load", "test_videos", "hardware", "code", "settings", "note"),
         *("stages", "stage_seconds"),
     ]
 

@@ -21,6 +21,7 @@ TITLES = {
 DIGITS = {"contrast_loss": 2, "parameters": 1}
 SPEED_FIELDS = (
     *("row", "round", "seconds", "cpu_seconds", "clips", "parameters", "load", "hardware"),
+    *("settings", "code"),
 )
 NOTHING = "-"
 
@@ -74,7 +75,7 @@ class RowResult:
         ]
         waiting = [str(line["seed"]) for line in self.lines if line["status"] not in (DONE, FAILED)]
         parts += [f"seeds {', '.join(waiting)} not finished"] if waiting else []
-        return "; ".join(parts) or "not run"
+        return "; ".join(parts) or ("timed, not trained" if self.speed else "not run")
 
 
 def speed_of(entry: Mapping[str, Any]) -> float:
@@ -145,7 +146,11 @@ def write_results(folder: Path, table: Table, results: Sequence[RowResult], comm
 def markdown_table(table: Table, results: Sequence[RowResult]) -> str:
     """Rows with "mean ± std" of what was measured, and the paper's numbers."""
     header, *rows = table_cells(table, results)
-    lines = [header, ["---"] * len(header), *([_safe(cell) for cell in row] for row in rows)]
+    lines = [
+        header,
+        ["---"] * len(header),
+        *([markdown_cell(cell) for cell in row] for row in rows),
+    ]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -153,30 +158,37 @@ def table_cells(table: Table, results: Sequence[RowResult]) -> list[list[str]]:
     """The header and the rows of a table as text: what was measured, and the paper's numbers."""
     columns, paper = table.columns, table.paper_columns
     cells = [["row", *map(title_of, columns), *map(paper_title, paper), "state"]]
-    fastest = {"here": 0.0, "paper": 0.0}
-    for result in results:
-        own = result.spread("speed")
-        fastest["here"] = max(fastest["here"], own.mean if own else 0.0)
-        fastest["paper"] = max(fastest["paper"], result.row.paper.get("speed", 0.0))
+    unit = _unit_of_speed(results)
     for result in results:
         line = [result.row.label]
         for column in columns:
             found = result.spread(column)
             text = found.shown(digits_of(table, column)) if found else NOTHING
             if found and column == "speed":
-                text += f" ({found.mean / fastest['here']:.2f}x)"
+                text += f" ({found.mean / unit['here']:.2f}x)"
             line.append(text)
         for name in paper:
             value = result.row.paper.get(name)
             text = NOTHING if value is None else f"{value:.{DIGITS.get(name, 1)}f}"
             if value is not None and name == "speed":
-                text += f" ({value / fastest['paper']:.2f}x)"
+                text += f" ({value / unit['paper']:.2f}x)"
             line.append(text)
         cells.append([*line, result.state])
     return cells
 
 
-def _safe(text: str) -> str:
+def _unit_of_speed(results: Sequence[RowResult]) -> dict[str, float]:
+    """What is 1.00x: here and in the paper the same row, of those timed the paper's fastest."""
+    by_paper = sorted(results, key=lambda result: -result.row.paper.get("speed", 0.0))
+    unit = {"paper": by_paper[0].row.paper.get("speed", 0.0)} if by_paper else {}
+    timed = [(result, own) for result in by_paper if (own := result.spread("speed"))]
+    if timed:
+        first, own = timed[0]
+        unit |= {"here": own.mean, "paper": first.row.paper.get("speed", unit["paper"])}
+    return unit
+
+
+def markdown_cell(text: str) -> str:
     """Text for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("\n", " ")
 

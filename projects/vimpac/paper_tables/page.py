@@ -7,7 +7,7 @@ from typing import Any
 
 from paper_tables.findings import judge, load_findings
 from paper_tables.measures import Line, line_fields
-from paper_tables.output import RowResult, table_cells, title_of
+from paper_tables.output import SPEED_FIELDS, RowResult, speed_of, table_cells, title_of
 from paper_tables.plan import Planner
 from paper_tables.spec import Row, Table
 from vimpac_ext.engine.run_report import curves_pictures
@@ -35,6 +35,7 @@ def write_page(path: Path, planner: Planner, results: Sequence[RowResult], prove
         *_curves(planner.root, results),
         *_changes(planner),
         *_runs(table, results),
+        *_rounds(results),
     ]
     with atomic_write(path) as file:
         file.write(html.page(title, body))
@@ -52,8 +53,8 @@ def _plot(path: Path, table: Table, results: Sequence[RowResult]) -> Iterator[st
         found = [(result.row.label, result.spread(column)) for result in results]
         values = ", ".join(f"{label} {spread.mean:.3g}" for label, spread in found if spread)
         parts += [f"{title_of(column)}: {values}"] if values else []
-    caption = "Mean and standard deviation, every seed (of speeds: round) as a dot; crosses are "
-    caption += "the paper's, on axes of their own"
+    caption = "Mean and standard deviation, every seed as a dot; of speeds the median, every round "
+    caption += "as a dot. Crosses are the paper's, on axes of their own"
     yield html.image(path.read_bytes(), "image/png", caption, "; ".join(parts))
 
 
@@ -127,6 +128,21 @@ def _runs(table: Table, results: Sequence[RowResult]) -> Iterator[str]:
         ],
     )
     yield html.paragraph("tools/report.py makes a page of each folder of a training.")
+
+
+def _rounds(results: Sequence[RowResult]) -> Iterator[str]:
+    entries = [entry for result in results for entry in result.speed]
+    if not entries:
+        return
+    yield html.heading(2, "Every round of the timing")
+    fields = ["row", "round", "clips/s", *SPEED_FIELDS[2:]]
+    yield html.table(
+        fields,
+        [
+            [_value(entry | {"clips/s": f"{speed_of(entry):.4g}"}, field) for field in fields]
+            for entry in entries
+        ],
+    )
 
 
 def _value(line: Line, field: str) -> Any:

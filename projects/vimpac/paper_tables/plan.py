@@ -29,6 +29,12 @@ from vimpac_ext.maskers import num_blocks_for_ratio
 _FREE_KEYS = ("OUTPUT_DIR", "LOG_PERIOD", "TENSORBOARD", "DATA_LOADER")
 # Overrides that an extraction of tokens needs to know.
 _DATA_KEYS = ("PLUGINS", "DATA.", "EXTRACT.", "TOKENIZER.", "TEST.", "TRAIN.DATASET", "NUM_GPUS")
+# The demo's held-out videos: other ones than any seed below a thousand is trained on.
+_HELDOUT_SEED = 1000
+_HELDOUT_COUNTS = {"train": 0, "validation": 0, "unlabelled": 200}
+
+# Overrides that choose videos, paths to override, and the stages that make them.
+_Videos = tuple[Overrides, dict[str, Any], list[Stage]]
 
 
 class Planner:
@@ -114,31 +120,51 @@ class Planner:
         return self._stage("probe", script, config, overrides, paths, needs, facts=(protocol,))
 
     def _heldout(self, row: Row, seed: int, pretrained: Stage) -> Stage:
-        """Losses on the test videos of the first target, which pre-training has not seen."""
+        """Losses on videos that the pre-training has not seen, their centre as in pre-training."""
+        config = row.pretrain[-1]
+        overrides = self.pretrain_overrides(row) | {
+            "RNG_SEED": seed,
+            "TRAIN.ENABLE": False,
+            "TEST.ENABLE": True,
+            "TEST.NUM_SPATIAL_CROPS": 1,
+        }
+        if self.table.size == "full":
+            more, paths, needs = self._test_videos(row, resolve(config, overrides))
+        else:
+            more, paths, needs = self._unseen_videos(config, overrides, seed)
+        paths["TEST.CHECKPOINT_FILE_PATH"] = pretrained.folder
+        script = str(PROJECT / "heldout.py")
+        return self._stage("heldout", script, config, overrides | more, paths, [*needs, pretrained])
+
+    def _unseen_videos(self, config: str, overrides: Overrides, seed: int) -> _Videos:
+        """Unlabelled videos of the demo, as long as those of pre-training."""
+        trained = resolve(config, overrides).TRAIN.DATASET
+        more = {f"TEST.DATASET.{key}": value for key, value in trained.items()}
+        videos = self.videos(seed, heldout=True)
+        cfg = resolve(config, overrides | more)
+        tokens = self._demo_tokens(config, overrides | more, cfg, "TEST", videos)
+        paths: dict[str, Any] = {"DATA.PATH_TO_DATA_DIR": videos.folder / "videos"}
+        return more, paths | {"TEST.TOKEN_STORE": tokens.folder / "store"}, [videos, tokens]
+
+    def _test_videos(self, row: Row, cfg: CfgNode) -> _Videos:
+        """Test videos of the first target, at the frame rate of pre-training."""
         target = row.targets[0]
-        tested = resolve(target.config, {**self.finetune_overrides(target.overrides)})
-        overrides = self.pretrain_overrides(row) | {"RNG_SEED": seed, "TRAIN.ENABLE": False}
-        cfg = resolve(row.pretrain[-1], overrides)
+        tested = resolve(target.config, self.finetune_overrides(target.overrides))
         rate = tested.DATA.TARGET_FPS * cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
         if rate != int(rate):
             raise TableError(
                 f"row {row.name!r}: the held-out tokens have {tested.DATA.TARGET_FPS} frames per "
                 "second, which is not a multiple of the rate of pre-training"
             )
-        overrides |= {
+        more = {
             "PLUGINS": list(tested.PLUGINS),
-            "TEST.ENABLE": True,
-            "TEST.NUM_SPATIAL_CROPS": 1,  # the centre, as in pre-training
             "DATA.TARGET_FPS": tested.DATA.TARGET_FPS,
             "DATA.SAMPLING_RATE": int(rate),
             **{f"TEST.DATASET.{key}": value for key, value in tested.TEST.DATASET.items()},
         }
         test_only = {**target.overrides, "TRAIN.ENABLE": False}
-        paths, needs = self._data(target.config, test_only, tested, seed, phases=("TEST",))
-        paths["TEST.CHECKPOINT_FILE_PATH"] = pretrained.folder
-        script = str(PROJECT / "heldout.py")
-        needs.append(pretrained)
-        return self._stage("heldout", script, row.pretrain[-1], overrides, paths, needs)
+        paths, needs = self._data(target.config, test_only, tested, 0, phases=("TEST",))
+        return more, paths, needs
 
     def _data(
         self,
@@ -171,13 +197,22 @@ class Planner:
             needs.append(tokens)
         return paths, needs
 
-    def videos(self, seed: int) -> Stage:
-        """The demo's videos: drawn anew for each seed, so that the spread includes theirs."""
+    def videos(self, seed: int, heldout: bool = False) -> Stage:
+        """The demo's videos: drawn anew for each seed, so that the spread includes theirs.
+
+        Args:
+            seed: not negative.
+            heldout: unlabelled ones only, of another seed, for the losses of pre-training.
+        """
         recipe = {"version": RECIPE_VERSION, "seed": seed, **asdict(MotionTask())}
+        command = _command("tools/make_demo_data.py")
+        if heldout:
+            recipe |= {"seed": seed + _HELDOUT_SEED, **_HELDOUT_COUNTS}
+            for name, count in _HELDOUT_COUNTS.items():
+                command += [f"--num-{name}", str(count)]
         key = sha256_of("demo videos", _text(recipe), length=10)
         folder = self.root / f"data-{key}"
-        command = _command("tools/make_demo_data.py")
-        command += ["--output", str(folder / "videos"), "--seed", str(seed)]
+        command += ["--output", str(folder / "videos"), "--seed", str(recipe["seed"])]
         return Stage("data", key, folder, tuple(command))
 
     def _demo_tokens(

@@ -27,6 +27,7 @@ def save_plot(path: Path, table: Table, results: Sequence[RowResult]) -> None:
     """
     # Not pyplot: it needs a window system and keeps figures.
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = [c for c in table.columns if any(result.spread(c) for result in results)]
     height = 1.5 + 0.38 * len(results)
@@ -34,6 +35,8 @@ def save_plot(path: Path, table: Table, results: Sequence[RowResult]) -> None:
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
     for axes, column in zip(panels, columns, strict=True):
         _panel(axes, table, results, column)
+        for own in axes.figure.axes:
+            own.xaxis.set_major_locator(MaxNLocator(5))  # numbers that do not run together
     labels = [result.row.label for result in results]
     panels[0].set_yticks(range(len(labels)), labels, parse_math=False)
     panels[0].invert_yaxis()

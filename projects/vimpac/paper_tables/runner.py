@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from paper_tables.hardware import hardware
+from paper_tables.hardware import code_version, hardware
 from paper_tables.spec import PROJECT, REPOSITORY
 from paper_tables.stages import Stage, shown
 from vimpac_ext.files import atomic_write
@@ -223,6 +223,7 @@ def _record(stage: Stage, spent: Mapping[str, float]) -> dict[str, Any]:
         **spent,
         "cores": os.cpu_count(),
         "hardware": hardware(stage.device),
+        "code": code_version(REPOSITORY),
         "command": shown(stage.command),
         "needs": [needed.name for needed in stage.needs],
         "versions": {name: _version(name) for name in _PACKAGES},

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from paper_tables.hardware import hardware
+from paper_tables.hardware import code_version, hardware
 from paper_tables.plan import Planner
 from paper_tables.resolved import words_of
 from paper_tables.spec import REPOSITORY, Row, TableError
@@ -40,7 +40,7 @@ def time_rows(
         "row", "round", "seconds" of a step by the clock, "cpu_seconds" of the processor (on one
         thread of it only: there it is the time that the step takes on a machine without other
         work), "clips" in a step, "parameters" of the backbone in millions, "load" (load average
-        of the machine) and "hardware".
+        of the machine), "hardware" and "code" (commit).
 
     Raises:
         TableError: if there is no row to time, or less than two videos.
@@ -64,6 +64,7 @@ def time_rows(
                 "parameters": round(_size(step), 3),
                 "load": round(os.getloadavg()[0], 2),
                 "hardware": hardware(device),
+                "code": code_version(REPOSITORY),
             }
 
 

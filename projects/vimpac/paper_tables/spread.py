@@ -52,21 +52,25 @@ def half_width(differences: Sequence[float]) -> float:
     return quantile * statistics.stdev(differences) / math.sqrt(len(differences))
 
 
-def chance_width(sides: Sequence[Sequence[tuple[float, int]]]) -> float:
+def chance_width(shares: Sequence[tuple[float, int]], seeds: int) -> float:
     """Half of the 95 % interval of a mean difference of accuracies, by the test videos alone.
 
     Each accuracy is taken for one of so many independent answers, which makes the interval rather
     too wide where two models are tested on the same videos. It keeps differences of a video or two
-    that happen to be alike in all seeds from being taken for more.
+    that happen to be alike in all seeds from being taken for more. Two right and two wrong answers
+    are added to each (Agresti and Coull, 1998), without which 100 % would be taken for certain.
 
     Args:
-        sides: for each of the two, share of right answers and number of test videos of each seed.
+        shares: share of right answers and number of test videos, of all rows and seeds.
+        seeds: over so many the difference is averaged.
 
     Returns:
-        In points; 0 where there are no such numbers.
+        In points; 0 without shares.
     """
-    seeds = max(len(side) for side in sides)
-    if not seeds:
-        return 0.0
-    variance = sum(share * (1 - share) / videos for side in sides for share, videos in side)
+    variance = sum(_variance(share, videos) for share, videos in shares)
     return 100 * 1.96 * math.sqrt(variance) / seeds
+
+
+def _variance(share: float, videos: int) -> float:
+    adjusted = (share * videos + 2) / (videos + 4)
+    return adjusted * (1 - adjusted) / (videos + 4)
