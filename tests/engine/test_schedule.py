@@ -55,6 +55,14 @@ def test_a_warm_up_is_given_as_ratio_epochs_or_steps(warmup):
     assert rate(25) == 1.0
 
 
+@pytest.mark.parametrize("warmup_epochs", [0.04, 0.1])
+def test_a_short_warm_up_is_one_update_and_not_the_default_one(warmup_epochs):
+    rate = schedule_of(
+        1.0, "constant", 10, 10, warmup_ratio=0.1, warmup_epochs=warmup_epochs, start_lr=0.5
+    )
+    assert [rate(u) for u in range(3)] == [0.5, 1.0, 1.0]
+
+
 def test_a_stage_continues_the_schedule_where_the_one_before_it_ended():
     whole = schedule_of(1.0, "linear", 10, 10, warmup_ratio=0.1)
     second = schedule_of(1.0, "linear", 10, 10, start_epoch=9, warmup_ratio=0.1)

@@ -138,7 +138,7 @@ DEFAULTS: dict[str, Any] = {
         "SCHEDULE_EPOCHS": 0,  # epochs that the schedule spans; 0 = MAX_EPOCH
         "SCHEDULE_START_EPOCH": 0,  # epochs of the schedule that an earlier stage has done
         "WARMUP_RATIO": 0.1,  # share of all updates spent on linear warm-up
-        "WARMUP_EPOCHS": 0.0,  # in place of WARMUP_RATIO
+        "WARMUP_EPOCHS": 0.0,  # in place of WARMUP_RATIO; at least one update
         "WARMUP_STEPS": 0,  # updates, in place of WARMUP_RATIO
         "WARMUP_START_LR": 0.0,
         "OPTIMIZING_METHOD": "adamw",  # adamw, adamw_original (the authors'), adam, sgd

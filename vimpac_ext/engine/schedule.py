@@ -73,7 +73,7 @@ def schedule_of(
         num_epochs: that the schedule spans.
         start_epoch: of the schedule, at which this run begins.
         warmup_ratio: share of the schedule's updates, rounded down; the default warm-up.
-        warmup_epochs: takes its place if not 0, rounded to whole updates.
+        warmup_epochs: takes its place if not 0, rounded to whole updates, at least 1.
         warmup_steps: updates; takes its place if not 0.
         start_lr: of the warm-up.
         end_lr: of "cosine".
@@ -81,8 +81,12 @@ def schedule_of(
         step_factors: of "step", what base_lr is multiplied by from then on.
     """
     num_updates = int(num_epochs * updates_per_epoch)
-    warmup = warmup_steps or round(warmup_epochs * updates_per_epoch)
-    warmup = warmup or int(warmup_ratio * num_updates)
+    if warmup_steps > 0:
+        warmup = warmup_steps
+    elif warmup_epochs > 0:
+        warmup = max(1, round(warmup_epochs * updates_per_epoch))
+    else:
+        warmup = int(warmup_ratio * num_updates)
     steps = [
         (round(epoch * updates_per_epoch), factor)
         for epoch, factor in zip(step_epochs, step_factors, strict=True)
