@@ -63,6 +63,13 @@ def test_depends_on_the_generator_only():
     assert any((view(seed, num_operations=2) != first).any() for seed in range(8, 12))
 
 
+def test_random_numbers_of_gpus_are_left_alone(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    view(7, num_operations=2)
+    assert seeded == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -71,6 +71,7 @@ class RandomView:
         """
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(generator.integers(2**63)))
+            # Not `torch.manual_seed`, which would seed GPUs, too: dropout draws from theirs.
+            torch.default_generator.manual_seed(int(generator.integers(2**63)))
             view: torch.Tensor = self._transform(pixels)
         return view.permute(0, 2, 3, 1).numpy()
