@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import random
+import re
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -376,6 +378,45 @@ def test_a_run_that_begins_anew_does_not_mix_with_the_one_before(project, tmp_pa
     run(prepare(config, [*anew, "TRAIN.AUTO_RESUME", "False"]))
     assert files(folder / "checkpoints") == expected
     assert len(files(folder / "checkpoints_2")) == 2
+
+
+def numbers_aside(folder):
+    """Name without its number -> the numbers that are there."""
+    found = {}
+    for name in files(folder):
+        match = re.fullmatch(r"(checkpoints|metrics|bad_videos)_(\d+)(\.jsonl)?", name)
+        if match:
+            found.setdefault(match[1], set()).add(int(match[2]))
+    return found
+
+
+def test_the_log_of_a_run_survives_one_that_begins_anew(project, tmp_path):
+    """Its number is that of the run's checkpoints."""
+    folder = tmp_path / "run"
+    words = ["SOLVER.MAX_EPOCH", "1", "OUTPUT_DIR", str(folder), "TRAIN.AUTO_RESUME", "False"]
+    logs = []
+    for rate in ("0.01", "0.02"):
+        run(prepare(project / "pretrain.yaml", [*words, "SOLVER.BASE_LR", rate]))
+        logs.append((folder / "metrics.jsonl").read_text())
+    assert logs[0] != logs[1]
+    assert (folder / "metrics_1.jsonl").read_text() == logs[0]
+    assert numbers_aside(folder) == {"checkpoints": {1}, "metrics": {1}}
+
+    # A run that is stopped before its first checkpoint has a log alone, and is begun anew.
+    shutil.rmtree(folder / "checkpoints")
+    run(prepare(project / "pretrain.yaml", words[:4]))
+    assert (folder / "metrics_2.jsonl").read_text() == logs[1]
+    third = (folder / "metrics.jsonl").read_text()
+    (folder / "bad_videos.jsonl").write_text('{"video_id": "a", "path": "a", "reason": "b"}\n')
+    run(prepare(project / "pretrain.yaml", words))
+    assert (folder / "metrics_3.jsonl").read_text() == third
+    assert numbers_aside(folder) == {
+        "checkpoints": {1, 3},
+        "metrics": {1, 2, 3},
+        "bad_videos": {3},
+    }
+    assert not (folder / "bad_videos.jsonl").exists()
+    assert (folder / "metrics_1.jsonl").read_text() == logs[0]
 
 
 def test_damaged_checkpoints_do_not_push_out_whole_ones(project, tmp_path):

@@ -1,5 +1,6 @@
 """Checkpoint files: finding, reading and judging them; nothing in them is ever executed."""
 
+import itertools
 import pickle
 import re
 import zipfile
@@ -15,6 +16,7 @@ from vimpac_ext.files import is_remote, local_path, remote_names
 
 FORMAT = "vimpac_ext checkpoint 1"
 _READ_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, ValueError)
+_OF_ONE_RUN = ("checkpoints", "metrics.jsonl", "bad_videos.jsonl")
 State = dict[str, Tensor]
 
 
@@ -44,6 +46,26 @@ def checkpoints_in(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint in ``folder`` with the most training, or None."""
     return next(iter(checkpoints_in(folder)), None)
+
+
+def set_aside(folder: Path) -> list[Path]:
+    """Renames the checkpoints and logs of a run, so that they are not mixed with another's.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The new paths, all with the first number that none of them has: ``checkpoints_1``,
+        ``metrics_1.jsonl`` and ``bad_videos_1.jsonl``, of what there is.
+    """
+    checkpoints, *logs = paths = [folder / name for name in _OF_ONE_RUN]
+    for number in itertools.count(1):
+        names = {path: path.with_name(f"{path.stem}_{number}{path.suffix}") for path in paths}
+        if not any(name.exists() for name in names.values()):
+            break
+    left = [checkpoints] if checkpoints_in(checkpoints) else []
+    left += [log for log in logs if log.is_file() and log.stat().st_size]
+    return [path.rename(names[path]) for path in left]
 
 
 def stage_folders(path: Path) -> list[Path]:

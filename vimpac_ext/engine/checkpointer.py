@@ -1,6 +1,5 @@
 """Saving a run and continuing it."""
 
-import itertools
 import logging
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from vimpac_ext.engine.checkpoint_files import (
     require_same_facts,
     require_same_model,
     require_whole,
+    set_aside,
 )
 from vimpac_ext.engine.distributed import from_main, gather, is_main, rank, world_size
 from vimpac_ext.engine.remote import Mirror
@@ -156,28 +156,28 @@ class Checkpointer:
         return checkpoint
 
     def begin_anew(self) -> None:
-        """Sets checkpoints of an earlier run in the folder aside; every process calls this.
+        """Sets what an earlier run left in the folder aside; every process calls this.
 
-        Else they would be taken for newer ones of the run that begins.
+        Else its checkpoints would be taken for newer ones of the run that begins, and its log be
+        overwritten.
 
         Raises:
-            CheckpointError: there are some in remote storage.
+            CheckpointError: there are checkpoints in remote storage.
         """
         gather(None)  # nobody reads weights from there any more
-        if not is_main():
-            return
+        if is_main():
+            self._set_aside()
+        gather(None)  # nobody writes there before
+
+    def _set_aside(self) -> None:
         if self.mirror is not None and self.mirror.has_checkpoints(self._place(self.mirror)):
             raise CheckpointError(
                 f"REMOTE_DIR {self.mirror.remote} has checkpoints that this run does not continue "
                 "(TRAIN.AUTO_RESUME is False, or they are damaged); give it a folder of its own"
             )
-        found = checkpoints_in(self.folder)
-        if not found:
-            return
-        numbers = itertools.count(1)
-        aside = next(p for n in numbers if not (p := Path(f"{self.folder}_{n}")).exists())
-        self.folder.rename(aside)
-        _logger.warning("%d checkpoints of an earlier run are now in %s", len(found), aside)
+        for path in set_aside(self.folder.parent):
+            what = "lines" if path.suffix else f"{len(checkpoints_in(path))} checkpoints"
+            _logger.warning("%s of an earlier run are now in %s", what, path)
 
     def share(self, path: Path) -> None:
         """Brings the main process's checkpoint to machines that do not have it.

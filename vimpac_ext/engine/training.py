@@ -103,8 +103,6 @@ def train(
     if checkpoint is None:
         checkpointer.begin_anew()
     if is_main():
-        if checkpoint is None:  # of an earlier run; the others load nothing before the main process
-            bad.unlink(missing_ok=True)
         with atomic_write(folder / "config.yaml") as file:
             file.write(cfg.dump())
     _announce(task, len(clips), sampler)
