@@ -264,8 +264,8 @@ class Trainer:
         assert function is not None
         averaged = self.ema.applied_to(self.task) if self.ema else nullcontext()
         with self.window.not_counted():
-            share_buffers(self.task)
             with kept_rng(), averaged:
+                share_buffers(self.task)  # inside: each process's average has its own, too
                 function(done)
             self.task.train()
 

@@ -26,7 +26,7 @@ from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.memory_format import match_memory_formats
 from vimpac_ext.engine.model_info import log_model_info, step_meter
 from vimpac_ext.engine.optim import build_optimizer
-from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise
+from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise, share_buffers
 from vimpac_ext.engine.remote import Mirror
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.schedule import build_schedule
@@ -146,6 +146,7 @@ def _finish(task: Any, trainer: Trainer, folder: Path) -> Any:
     """The trained task, with all weights in every process, the averaged ones if there are."""
     if trainer.ema is not None:
         task.load_state_dict(trainer.ema.state)
+    share_buffers(task)  # so that what is tested is what the checkpoint has
     task = whole(task)
     if hasattr(task, "export") and is_main():  # e.g. a tokenizer, whose weights are used elsewhere
         task.export(folder / "exported.safetensors")
