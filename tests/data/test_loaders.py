@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from vimpac_ext.command_line import run_tool
+from vimpac_ext.data.bad_videos import BadVideo, read_bad_videos
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.data.loaders import UpdateSampler, evaluation_loader, train_loader
+from vimpac_ext.structures import VideoRecord
 
 
 def sampler(**changes):
@@ -58,7 +60,7 @@ def test_batches_are_pinned_where_it_is_wanted_and_there_is_a_gpu(monkeypatch, w
 FAILS = """
 import os, signal, sys
 import torch
-from vimpac_ext.data.loaders import {loader}
+from vimpac_ext.data.loaders import UpdateSampler, {loader}
 
 class Clips(torch.utils.data.Dataset):
     def __len__(self):
@@ -69,7 +71,7 @@ class Clips(torch.utils.data.Dataset):
 held = []  # as a traceback or a notebook may
 
 def main():
-    arguments = [[[i] for i in range(1000)]] if "train" in "{loader}" else [1]
+    arguments = [UpdateSampler(1000, 1, 1, 1, seed=0)] if "train" in "{loader}" else [1]
     batches = iter({loader}(Clips(), *arguments, num_workers=2, pin_memory=False))
     held.append(batches)
     workers = {{int(next(batches)["worker"]) for _ in range(2)}}
@@ -113,3 +115,79 @@ def test_an_error_in_a_worker_is_one_line(capsys):
     with pytest.raises(SystemExit, match="1"):
         run_tool(lambda _: next(iter(loader)))
     assert capsys.readouterr().err == "error: a.mp4: the video cannot be decoded\n"
+
+
+class MarkedVideos(torch.utils.data.Dataset):
+    """Videos of which some are marked as bad; the label of a clip is told by what is in it."""
+
+    def __init__(self, number, bad):
+        self.records = [VideoRecord(f"{i}.mp4", f"id {i}", 100 + i) for i in range(number)]
+        self.bad = set(bad)
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        error = f"cannot decode {index}.mp4" if index in self.bad else ""
+        clips = torch.tensor([epoch, torch.nan if error else index])
+        return {"clips": clips, "label": 100 + index, "video_index": index, "error": error}
+
+
+def batches_of(bad, num_workers=0, file=None, **changes):
+    """Epoch, index and label of each place of every batch."""
+    videos = MarkedVideos(11, bad)
+    loader = train_loader(videos, sampler(**changes), num_workers, False, file)
+    found = []
+    for batch in loader:
+        assert set(batch) == {"clips", "label", "video_index"}
+        assert torch.equal(batch["clips"][:, 1], batch["video_index"].float())
+        epochs, places = batch["clips"][:, 0].tolist(), batch["video_index"].tolist()
+        found.append(list(zip(epochs, places, batch["label"].tolist(), strict=True)))
+    return found
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_another_video_takes_the_place_of_a_bad_one(position, tmp_path, caplog):
+    order = [key for batch in sampler() for key in batch]
+    bad = order[position][1]
+    found = [place for batch in batches_of([bad], file=tmp_path / "bad.jsonl") for place in batch]
+    assert len(found) == len(order)
+    for (epoch, index), (of_epoch, other, label) in zip(order, found, strict=True):
+        assert (of_epoch, label) == (epoch, 100 + other)
+        assert other == index if index != bad else other != bad
+    expected = BadVideo(f"id {bad}", f"{bad}.mp4", f"cannot decode {bad}.mp4")
+    assert read_bad_videos(tmp_path / "bad.jsonl") == {f"id {bad}": expected}
+    message = f"another video takes the place of one that is bad: cannot decode {bad}.mp4"
+    assert caplog.messages == [message]  # although it is drawn again in later epochs
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_what_takes_its_place_depends_on_seed_and_place_alone():
+    bad = range(0, 11, 2)
+    whole = batches_of(bad)
+    assert all(len(batch) == 2 for batch in whole)
+    assert batches_of(bad, num_workers=2) == whole
+    assert batches_of(bad, first_update=3) == whole[6:]
+    parts = [batches_of(bad, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [one + other for one, other in zip(*parts, strict=True)] == whole
+    # Not always the same one, nor the same in each epoch.
+    order = [key for batch in sampler() for key in batch]
+    found = [place for batch in whole for place in batch]
+    chosen = {key: place[1] for key, place in zip(order, found, strict=True) if key[1] in bad}
+    assert set(chosen.values()) == {1, 3, 5, 7, 9}
+    of_each = {i: {j for (_, index), j in chosen.items() if index == i} for i in bad}
+    assert any(len(others) > 1 for others in of_each.values())
+
+
+@pytest.mark.parametrize("number", [1, 6, 30])
+def test_a_data_set_of_bad_videos_is_an_error(number, tmp_path):
+    file = tmp_path / "bad.jsonl"
+    keys = sampler(num_items=number, batch_size=1, micro_batch_size=1)
+    loader = train_loader(MarkedVideos(number, range(number)), keys, 0, False, file)
+    tried = min(number, 11)
+    (_, first) = next(iter(keys))[0]
+    message = f"none of {tried} videos .* can be decoded; the first: cannot decode {first}.mp4"
+    with pytest.raises(VideoDecodeError, match=message):
+        next(iter(loader))
+    assert len(read_bad_videos(file)) == tried

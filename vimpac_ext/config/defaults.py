@@ -40,7 +40,9 @@ DEFAULTS: dict[str, Any] = {
         "MAX_PAIR_DISTANCE": None,  # seconds between the two clips of a pair; null = whole video
         "SINGLE_FRAME": False,  # control: repeat one frame of the clip T times
         "ENSEMBLE_METHOD": "sum",  # how view probabilities become one prediction: sum, max
-        "ON_BAD_VIDEO": "error",  # error, skip (left out, stated), count_wrong (test only)
+        # A video that cannot be decoded: error; skip (in training on frames another one takes its
+        # place, elsewhere it is left out, stated); count_wrong (as skip, but wrong in a test).
+        "ON_BAD_VIDEO": "error",
     },
     "DATA_LOADER": {
         "NUM_WORKERS": 2,  # processes that prepare batches; 0 = in the main process

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vimpac_ext.data.bad_videos import BadVideo, note_bad_video
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.structures import ClipSample
 
 _logger = logging.getLogger(__name__)
+
+_MAX_REPLACEMENTS = 10  # so many bad videos in a row are no accident
+_REPLACEMENT = 1  # tells this use of the random numbers of an item from its clips
 
 
 class UpdateSampler(Sampler[list[tuple[int, int]]]):
@@ -111,7 +114,9 @@ def train_loader(
 ) -> DataLoader:
     """Loader of micro-batches in the sampler's order; batches do not depend on ``num_workers``.
 
-    Items that are marked as bad ("error") are left out of their batch, each with a warning.
+    An item that is marked as bad ("error") is replaced by another one of the same epoch, so that
+    batches stay whole. Which one follows from the sampler's seed, the epoch and the index. If ten
+    others are bad, too, `VideoDecodeError` is raised.
 
     Args:
         dataset: of clips; has ``records`` if it marks bad items.
@@ -122,9 +127,8 @@ def train_loader(
             first; only then it is warned of. None = no list.
     """
     return DataLoader(
-        dataset,
+        _Replaced(dataset, sampler.seed, bad_videos_file),
         batch_sampler=sampler,
-        collate_fn=_CollateDecoded(dataset, bad_videos_file),
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         # A loader draws its workers' seed when it starts. From the global generator, that would
@@ -148,28 +152,45 @@ def evaluation_loader(
     )
 
 
-class _CollateDecoded:
-    """Makes a batch of the items that could be decoded, and notes the others."""
+class _Replaced(Dataset[ClipSample]):
+    """A data set with another item in place of each that is marked as bad, which is noted."""
 
-    def __init__(self, dataset: Any, bad_videos_file: Path | None) -> None:
+    def __init__(self, dataset: Any, seed: int, bad_videos_file: Path | None) -> None:
         self._dataset = dataset
+        self._seed = seed
         self._bad_videos_file = bad_videos_file
 
-    def __call__(self, samples: list[ClipSample]) -> dict[str, Any]:
-        """Collate.
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> ClipSample:
+        """The item, or the one in its place.
 
         Raises:
-            VideoDecodeError: none of them could be decoded.
+            VideoDecodeError: none that was tried could be decoded.
         """
-        errors = [sample.pop("error", "") for sample in samples]
-        for sample, error in zip(samples, errors, strict=True):
-            if error and self._is_news(sample["video_index"], error):
-                _logger.warning("left out of its batch: %s", error)
-        decoded = [sample for sample, error in zip(samples, errors, strict=True) if not error]
-        if not decoded:
-            raise VideoDecodeError(f"no video of a batch can be decoded; the first: {errors[0]}")
-        batch: dict[str, Any] = default_collate(decoded)
-        return batch
+        errors: list[str] = []
+        for candidate in self._candidates(*key):
+            sample: ClipSample = self._dataset[candidate]
+            error = sample.pop("error", "")
+            if not error:
+                return sample
+            errors.append(error)
+            if self._is_news(sample["video_index"], error):
+                _logger.warning("another video takes the place of one that is bad: %s", error)
+        raise VideoDecodeError(
+            f"none of {len(errors)} videos tried for one place in a batch can be decoded; "
+            f"the first: {errors[0]}"
+        )
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[tuple[int, int]]:
+        """Keys of the item and of those that may replace it, different ones."""
+        yield epoch, index
+        # The items' own generators are made of (seed, epoch, index).
+        generator = np.random.default_rng((self._seed, epoch, index, _REPLACEMENT))
+        others = len(self) - 1
+        for other in generator.choice(others, min(others, _MAX_REPLACEMENTS), replace=False):
+            yield epoch, int(other) + int(other >= index)
 
     def _is_news(self, index: int, error: str) -> bool:
         if self._bad_videos_file is None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vimpac_ext.engine.distributed import rank
+
 
 def rng_state() -> dict[str, Any]:
     """States of torch (CPU and this process's GPU), NumPy and Python; plain values and tensors."""
@@ -41,6 +43,19 @@ def seed_rng(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
+
+
+def part_ways(seed: int, update: int) -> None:
+    """From here on each process draws numbers of its own, which the run has not drawn before.
+
+    Args:
+        seed: of the run.
+        update: updates done.
+    """
+    if update:
+        seed_rng(int(np.random.SeedSequence((seed, update, rank())).generate_state(1)[0]))
+    elif rank():
+        seed_rng(seed * 1_000_003 + rank())
 
 
 @contextmanager

@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from vimpac_ext.config import ConfigError
+from vimpac_ext.data.bad_videos import read_bad_videos
 from vimpac_ext.data.loaders import UpdateSampler, train_loader
 from vimpac_ext.engine.assembly import build_dataset, build_task, build_train_clips, data_facts
 from vimpac_ext.engine.checkpoint import (
@@ -28,7 +28,7 @@ from vimpac_ext.engine.model_info import log_model_info, step_meter
 from vimpac_ext.engine.optim import build_optimizer
 from vimpac_ext.engine.parallel import GlobalMasker, GlobalNoise, share_buffers
 from vimpac_ext.engine.remote import Mirror
-from vimpac_ext.engine.rng import seed_rng
+from vimpac_ext.engine.rng import part_ways
 from vimpac_ext.engine.schedule import build_schedule
 from vimpac_ext.engine.sharding import layers_of, shard, whole
 from vimpac_ext.engine.tester import Tester, require_labels
@@ -126,8 +126,9 @@ def train(
             draw=partial(_draw, pictures, task, events) if pictures else None,
         )
         if not (checkpoint and trainer.restore(checkpoint)):
-            _part_ways(cfg.RNG_SEED, sampler.first_update)
+            part_ways(cfg.RNG_SEED, sampler.first_update)
         trainer.train()
+    _count_bad_videos(bad, len(clips))
     return _finish(task, trainer, folder), sampler.num_updates
 
 
@@ -140,6 +141,13 @@ def _announce(task: nn.Module, num_videos: int, sampler: UpdateSampler) -> None:
         sampler.first_update,
         world_size(),
     )
+
+
+def _count_bad_videos(file: Path, num_videos: int) -> None:
+    number = len(read_bad_videos(file)) if is_main() else 0
+    if number:
+        text = "%d of %d training videos could not be decoded; others took their places: see %s"
+        _logger.warning(text, number, num_videos, file)
 
 
 def _finish(task: Any, trainer: Trainer, folder: Path) -> Any:
@@ -233,14 +241,6 @@ def _start(
         if with_moments:
             initialise_moments(path, task, optimizer)
     return None
-
-
-def _part_ways(seed: int, update: int) -> None:
-    """From here on each process draws numbers of its own, which the run has not drawn before."""
-    if update:
-        seed_rng(int(np.random.SeedSequence((seed, update, rank())).generate_state(1)[0]))
-    elif rank():
-        seed_rng(seed * 1_000_003 + rank())
 
 
 def update_sampler(cfg: CfgNode, num_items: int, first_update: int) -> UpdateSampler:
