@@ -3,11 +3,16 @@
 import json
 
 import pytest
+import torch
 from processes import in_processes
 from video_project import TRANSFORMER, VOCAB_SIZE, make_video_project, video_config
 
 from vimpac_ext.data.bad_videos import read_bad_videos
-from vimpac_ext.engine import prepare, run
+from vimpac_ext.data.decode import VideoDecodeError
+from vimpac_ext.engine import prepare, run, training_pictures
+from vimpac_ext.engine.assembly import build_task
+from vimpac_ext.engine.training import training_clips
+from vimpac_ext.engine.training_pictures import TrainingPictures
 
 ONLINE = {
     "BACKBONE": {**TRANSFORMER, "dropout": 0.0},
@@ -100,3 +105,29 @@ def test_bad_videos_are_counted_at_the_end(project, caplog):
     run(prepare(video_config(project, "counted"), words))
     assert "12 of 24 training videos could not be decoded; others took their places" in caplog.text
     assert caplog.text.count("another video takes the place") == 12
+
+
+def test_pictures_while_training_are_of_videos_that_can_be_decoded(project, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(training_pictures, "draw_sheet", lambda blocks: drawn.append(blocks))
+    (project.root / "late.csv").write_text("bad_0.mp4 0\n0.mp4 0\nbad_1.mp4 1\n1.mp4 1\n")
+    token = {"token": {"NAME": "MaskedTokenHead"}}
+    changes = {
+        **CONTRAST,
+        "DATA": {**ONLINE["DATA"], "ON_BAD_VIDEO": "skip"},
+        "HEADS": {"classification": None, **token},
+        "LOSSES": {"classification": None, "token": {"NAME": "MaskedTokenLoss"}},
+        "MASKER": {"NAME": "BlockMasker", "num_blocks": 3},
+        "TRAIN": {"DATASET": {"split": "late"}, "BATCH_SIZE": 2},
+        "TEST": {"ENABLE": False},
+        "TENSORBOARD": True,
+        "TENSORBOARD_PICTURES_PERIOD": 1,
+    }
+    cfg = prepare(video_config(project, "pictures", **changes)).cfg
+    task = build_task(cfg)
+    clips = training_clips(cfg, task)
+    TrainingPictures(cfg, torch.device("cpu"), task, clips).draw(task)
+    assert [block.title for block in drawn[0]] == ["0", "1"]
+    clips.records = [clips.records[2]]
+    with pytest.raises(VideoDecodeError, match=r"bad_1\.mp4"):
+        TrainingPictures(cfg, torch.device("cpu"), task, clips)

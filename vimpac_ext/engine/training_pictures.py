@@ -7,10 +7,12 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from vimpac_ext.config import ConfigError
+from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.engine.assembly import build_tokenizer
 from vimpac_ext.engine.parallel import GlobalMasker
 from vimpac_ext.engine.rng import kept_rng
 from vimpac_ext.engine.visualize import complete_tokens
+from vimpac_ext.structures import ClipSample
 from vimpac_ext.visualization import Block, Row, draw_sheet, grey_out, to_images
 from vimpac_ext.visualization.sheet import Image
 
@@ -27,12 +29,13 @@ class TrainingPictures:
         cfg: configuration.
         device: of the task.
         task: what is going to be trained.
-        clips: its training clips; the first videos are drawn.
+        clips: its training clips; the first videos that can be decoded are drawn.
 
     Raises:
         ConfigError: if the task hides no tokens, or the tokenizer cannot draw them.
         ValueError: if the tokenizer was given no decoder.
         FileNotFoundError: if its weights are not at hand.
+        VideoDecodeError: if no video can be decoded.
     """
 
     def __init__(self, cfg: CfgNode, device: torch.device, task: Any, clips: Any) -> None:
@@ -52,7 +55,7 @@ class TrainingPictures:
         if not hasattr(self.tokenizer, "decode"):
             raise ConfigError(f"{_KEY}: {cfg.TOKENIZER.NAME} cannot draw tokens (no decode)")
         self.seed = cfg.RNG_SEED
-        samples = [clips[index] for index in range(min(NUM_VIDEOS, len(clips)))]
+        samples = _decoded(clips)
         self.titles = [clips.records[sample["video_index"]].video_id for sample in samples]
         self.clips = [self._tokens(task, sample["clips"][:1])[0] for sample in samples]
         self._decode(self.clips[0][:1])  # a tokenizer without a decoder speaks up now
@@ -96,3 +99,19 @@ class TrainingPictures:
     def _decode(self, tokens: Tensor) -> Tensor:
         frames: Tensor = self.tokenizer.decode(tokens)
         return frames
+
+
+def _decoded(clips: Any) -> list[ClipSample]:
+    samples: list[ClipSample] = []
+    error = ""
+    for index in range(len(clips)):
+        sample: ClipSample = clips[index]
+        if sample.get("error"):
+            error = error or sample["error"]
+        else:
+            samples.append(sample)
+        if len(samples) == NUM_VIDEOS:
+            break
+    if not samples:
+        raise VideoDecodeError(f"{_KEY}: no training video can be decoded; the first: {error}")
+    return samples
