@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from processes import in_processes
 from test_pixel_runs import FRAMES, NUM_CLASSES, config, videos  # noqa: F401  (a fixture)
 from test_resume import lines, require_same_run, start
 from tiny_project import make_tiny_project
 
 from vimpac_ext.backbones.timm import TimmFrames
+from vimpac_ext.config import ConfigError
 from vimpac_ext.data.annotations import PathLabelList
 from vimpac_ext.data.loaders import train_loader
 from vimpac_ext.engine import prepare, run
@@ -75,6 +77,31 @@ def test_the_step_is_that_of_a_batch_of_all_clips():
     assert repeated.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(repeated[name], value), name
+
+
+def test_mixing_wants_two_videos_in_a_micro_batch(videos, tmp_path):  # noqa: F811
+    mixing = {"TASK": {"NAME": "FinetuneTask", "mixup": 0.8}, "AUG": {"NUM_SAMPLE": 2}}
+    alone = config(videos, tmp_path, FRAMES, TRAIN={"MICRO_BATCH_SIZE": 1}, **mixing)
+    with pytest.raises(ConfigError, match=r"MICRO_BATCH_SIZE 1 .* one video\. .*at least 2"):
+        run(alone)
+    assert not (tmp_path / "output/checkpoints").exists()
+    (code, message), (other, _) = in_processes(
+        2, error_of, config(videos, tmp_path, FRAMES, **mixing)
+    )
+    assert code == other == "ConfigError"
+    assert "TRAIN.BATCH_SIZE 2 gives each of 2 process(es) one video" in message
+    training_clips(config(videos, tmp_path, FRAMES, **mixing))
+
+
+def training_clips(loaded):
+    records = PathLabelList(loaded.cfg.DATA.PATH_TO_DATA_DIR, "good").records
+    return build_train_clips(loaded.cfg, build_task(loaded.cfg), records)
+
+
+def error_of(loaded):
+    with pytest.raises(ValueError, match=".") as error:
+        training_clips(loaded)
+    return type(error.value).__name__, str(error.value)
 
 
 def test_a_pair_of_clips_is_not_repeated(tmp_path):

@@ -23,7 +23,7 @@ from vimpac_ext.data import (
 )
 from vimpac_ext.data.random_views import RandomView
 from vimpac_ext.engine.memory_format import channels_last
-from vimpac_ext.engine.model_fit import require_test_crop
+from vimpac_ext.engine.model_fit import require_partners, require_test_crop
 from vimpac_ext.registries import (
     ALL_REGISTRIES,
     BACKBONES,
@@ -155,8 +155,7 @@ def build_dataset(cfg: CfgNode, phase: str) -> Any:
 
 
 def _stored_videos(cfg: CfgNode, phase: str) -> StoredVideos:
-    views = [view.name for view in views_of(cfg, phase)]
-    tokens = open_tokens(cfg[phase].TOKEN_STORE, views)
+    tokens = open_tokens(cfg[phase].TOKEN_STORE, [view.name for view in views_of(cfg, phase)])
     labelled = None if cfg.MODEL.NUM_CLASSES or phase == "TEST" else False
     videos = StoredVideos(tokens, cfg[phase].TOKEN_SPLIT_FILE or None, labelled)
     if videos.missing:
@@ -222,6 +221,7 @@ def build_train_clips(
     cfg: CfgNode, task: Any, records: list[VideoRecord]
 ) -> FrameClips | TokenClips:
     """Clips for training: tokens from the store, or frames, as the task wants."""
+    require_partners(cfg, task)
     options = {"mode": task.clip_mode, "max_distance_seconds": cfg.DATA.MAX_PAIR_DISTANCE}
     options["num_random_clips"] = cfg.AUG.NUM_SAMPLE
     return build_clips(cfg, "TRAIN", task.input_kind, records, options)

@@ -1,5 +1,6 @@
 """Supervised video classification, of the whole model or of heads on a frozen backbone."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,6 +12,8 @@ from vimpac_ext.structures import SpecialTokens
 from vimpac_ext.tasks.mixing import ClipMixer
 from vimpac_ext.tasks.objective import apply_heads, weighted_losses
 from vimpac_ext.tasks.online import OnlineTokenizer
+
+_logger = logging.getLogger(__name__)
 
 
 @TASKS.register()
@@ -27,8 +30,9 @@ class FinetuneTask(nn.Module):
             None = the clips are what the backbone reads.
         vocab_size: codes of the tokenizer; read if there is one.
         num_classes: number of classes; read if clips are mixed.
-        mixup: alpha of MixUp in training, 0 = off; for pixel backbones.
-        cutmix: alpha of CutMix in training, 0 = off; for pixel backbones.
+        mixup: alpha of MixUp in training, 0 = off; for pixel backbones. A clip is mixed with one of
+            another video of its micro-batch and process, so there must be two.
+        cutmix: alpha of CutMix in training, likewise.
 
     Raises:
         ValueError: tokens were to be mixed, an alpha is negative, or there is a tokenizer for a
@@ -63,6 +67,7 @@ class FinetuneTask(nn.Module):
                 )
             self.tokenize = OnlineTokenizer(tokenizer, SpecialTokens(vocab_size))
         self.mix = ClipMixer(num_classes, mixup, cutmix) if mixup or cutmix else None
+        self._warned_of_one_video = False
         if self.mix is not None and backbone.input_kind == "tokens":
             raise ValueError("TASK.mixup and TASK.cutmix mix pixels; this backbone reads tokens")
         if freeze_backbone:
@@ -92,15 +97,31 @@ class FinetuneTask(nn.Module):
         Returns:
             "loss", one "<name>_loss" for each loss, and "top1_accuracy" of the batch.
         """
-        true_labels = batch["label"].repeat_interleave(batch["clips"].shape[1])
-        clips, labels = batch["clips"].flatten(0, 1), true_labels
-        if self.mix is not None:
-            clips, labels = self.mix(clips, labels)
+        clips, true_labels = batch["clips"], batch["label"]
+        num_videos, clips_per_video = clips.shape[:2]
+        if self.mix is None:
+            clips = clips.flatten(0, 1)
+            labels = true_labels = true_labels.repeat_interleave(clips_per_video)
+        else:
+            if num_videos == 1:
+                self._warn_of_one_video()
+            # Each clip is mixed with the one before it. In this order, the first clips of all
+            # videos and then the second ones, that is a clip of another video.
+            true_labels = true_labels.repeat(clips_per_video)
+            clips, labels = self.mix(clips.transpose(0, 1).flatten(0, 1), true_labels)
         outputs = apply_heads(self.heads, self.encode(clips))
         scalars = weighted_losses(self.losses, outputs, {"labels": labels})
         prediction = outputs["class_logits"].argmax(dim=-1)
         scalars["top1_accuracy"] = (prediction == true_labels).float().mean()
         return scalars
+
+    def _warn_of_one_video(self) -> None:
+        if not self._warned_of_one_video:
+            _logger.warning(
+                "a micro-batch of one video in this process can only be mixed with itself: its "
+                "label stays as it is"
+            )
+        self._warned_of_one_video = True
 
     def predict(self, clips: Tensor) -> Tensor:
         """Class probabilities of clips.

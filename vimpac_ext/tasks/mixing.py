@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ClipMixer:
-    """Mixes each clip of a batch with another one, and their labels likewise.
+    """Mixes each clip of a batch with the one before it, the first with the last; labels likewise.
 
     With both on, one of them is drawn for each batch. All frames of a clip are mixed alike.
 
