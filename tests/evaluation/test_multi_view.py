@@ -115,6 +115,20 @@ def test_skip_scores_the_decoded_and_says_so(caplog):
     }
 
 
+def test_a_missing_video_may_have_no_class_where_it_does_not_count():
+    labels = [LABELS[0], -1, *LABELS[2:]]
+    result = evaluate(ONE_HOT, labels, on_missing="skip", videos=[0, 2, 3, 4])
+    known = evaluate(ONE_HOT, LABELS, on_missing="skip", videos=[0, 2, 3, 4])
+    assert result.labels.tolist() == labels
+    assert result.ranks.tolist() == known.ranks.tolist()
+    assert result.topk_accuracy(1) == known.topk_accuracy(1)
+    np.testing.assert_array_equal(result.per_class_accuracy(), known.per_class_accuracy())
+    with pytest.raises(ValueError, match="label"):
+        evaluate(ONE_HOT, labels, on_missing="count_wrong", videos=[0, 2, 3, 4])
+    with pytest.raises(ValueError, match="label"):
+        evaluate(ONE_HOT, labels, on_missing="skip", videos=[0, 1, 2, 3])
+
+
 def test_count_wrong_keeps_the_missing_in_the_denominator(caplog):
     with caplog.at_level(logging.WARNING):
         result = evaluate(ONE_HOT, LABELS, on_missing="count_wrong", videos=[0, 2, 4])

@@ -145,7 +145,7 @@ def build_tokenizer(cfg: CfgNode) -> nn.Module:
 def build_dataset(cfg: CfgNode, phase: str) -> Any:
     """Builds the data set of ``phase`` ("TRAIN" or "TEST"): annotations, no videos yet.
 
-    Without a DATASET it is what the token store has, or its part in TOKEN_SPLIT_FILE.
+    Without a DATASET it is what the token store has, or what TOKEN_SPLIT_FILE lists.
     """
     section = cfg[phase].DATASET
     if not section.NAME and cfg[phase].TOKEN_STORE:
@@ -165,8 +165,8 @@ def _stored_videos(cfg: CfgNode, phase: str) -> StoredVideos:
         if cfg.DATA.ON_BAD_VIDEO != "skip":
             raise ValueError(f"{text}; DATA.ON_BAD_VIDEO skip leaves them out")
         _logger.warning("%s; they are left out", text)
-        missing = set(videos.missing)
-        videos.records = [r for r in videos.records if r.video_id not in missing]
+    missing = set(videos.missing) if phase == "TRAIN" else ()  # a test counts them
+    videos.records = [r for r in videos.records if r.video_id not in missing]
     return videos
 
 

@@ -11,9 +11,9 @@ from fvcore.common.config import CfgNode
 from vimpac_ext.data.bad_videos import write_bad_videos
 from vimpac_ext.data.clip_sampling import middle_view
 from vimpac_ext.engine.distributed import from_main, gather, is_main, sum_
-from vimpac_ext.engine.view_pass import ViewPass, start_rule
+from vimpac_ext.engine.view_pass import ViewPass, start_rule, without_tokens
 from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
-from vimpac_ext.structures import VideoRecord
+from vimpac_ext.structures import UNLABELLED, VideoRecord
 
 
 class Tester(ViewPass):
@@ -29,7 +29,9 @@ class Tester(ViewPass):
 
     def __init__(self, cfg: CfgNode, device: torch.device) -> None:
         super().__init__(cfg, device)
-        require_labels(self.records, self.dataset.class_names, cfg.MODEL.NUM_CLASSES)
+        unknown = {i for i, r in without_tokens(self.clips).items() if r.label == UNLABELLED}
+        known = [record for i, record in enumerate(self.records) if i not in unknown]
+        require_labels(known, self.dataset.class_names, cfg.MODEL.NUM_CLASSES)
 
     def run(self, task: Any) -> MultiViewResult:
         """Scores every view of every video with ``task.predict``.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from vimpac_ext.data import made_by_authors
+from vimpac_ext.data import FrameClips, TokenClips, made_by_authors
 from vimpac_ext.data.bad_videos import BadVideo
 from vimpac_ext.data.loaders import evaluation_loader
 from vimpac_ext.engine.assembly import build_dataset, build_test_clips, data_facts
@@ -34,7 +34,8 @@ class ViewPass:
         records: its videos.
         clips: their views.
         num_views: temporal times spatial views.
-        bad_videos: position in the records -> what could not be decoded in the latest pass.
+        bad_videos: position in the records -> what could not be decoded in the latest pass by this
+            process; the main one's also has what the token store does not have.
 
     Raises:
         ValueError: if the token store is not the one configured, or videos are missing in it and
@@ -67,13 +68,22 @@ class ViewPass:
             (B, V*S, ...) on the CPU.
         """
         bar = {"unit": "batch", "disable": None if is_main() else True}
-        self.bad_videos = {}
+        self.bad_videos = self._without_tokens() if is_main() else {}
         for batch in tqdm(self._loader(), title, **bar):
             decoded = self._leave_out_bad(batch)
             if len(decoded):
                 test, clips = self.cfg.TEST, batch["clips"][decoded]
                 results = map_views(function, clips, self.device, test.BATCH_SIZE, test.PRECISION)
                 yield batch["video_index"][decoded], results
+
+    def _without_tokens(self) -> dict[int, BadVideo]:
+        if not isinstance(self.clips, TokenClips):
+            return {}
+        reason = f"no tokens, or not of all views, in {self.clips.store.folder}"
+        return {
+            index: BadVideo(record.video_id, record.path, reason)
+            for index, record in without_tokens(self.clips).items()
+        }
 
     def _leave_out_bad(self, batch: Mapping[str, Any]) -> Tensor:
         """Positions of the videos that could be decoded; the others are noted."""
@@ -122,6 +132,15 @@ class ViewPass:
 def start_rule(cfg: CfgNode) -> str:
     """Where the clips of a test lie: TEST.START_RULE, or "segments": each all over the video."""
     return "segments" if cfg.DATA.SAMPLING == "segments" else str(cfg.TEST.START_RULE)
+
+
+def without_tokens(clips: TokenClips | FrameClips) -> dict[int, VideoRecord]:
+    """Position in the records of clips -> a video that their token store does not have.
+
+    Without annotation files its label is not known.
+    """
+    missing = {record.video_id for record in getattr(clips, "missing", ())}
+    return {i: record for i, record in enumerate(clips.records) if record.video_id in missing}
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vimpac_ext.evaluation.metrics import label_ranks, per_class_accuracy
+from vimpac_ext.structures import UNLABELLED
 
 ENSEMBLES = ("sum", "max")
 ON_MISSING = ("error", "skip", "count_wrong")
@@ -34,7 +35,7 @@ class MultiViewResult:
     Attributes:
         scores: float64 (N, C); mean ("sum") or maximum ("max") over the views of the class
             probabilities, 0 for a missing video.
-        labels: int64 (N,).
+        labels: int64 (N,); -1 for a missing video whose class is not known either.
         decoded: bool (N,); False for a video of which no views came.
         predictions: int64 (N,); best class, lowest index among equals; -1 for a missing video.
         ranks: int64 (N,); position of the true class, see `metrics.label_ranks`; C for a missing
@@ -215,7 +216,8 @@ class MultiViewEvaluator:
         """Score what has been processed.
 
         Args:
-            labels: (N,) class indices, in the order of the data set's records.
+            labels: (N,) class indices, in the order of the data set's records; with "skip" those of
+                missing videos may be -1, unknown.
             on_missing: what to do about videos that never came (`DATA.ON_BAD_VIDEO`): "error",
                 "skip" (leave them out of the accuracies, with a warning) or "count_wrong".
 
@@ -229,13 +231,15 @@ class MultiViewEvaluator:
             )
         labels = _to_numpy(labels).astype(np.int64)
         self._report_missing(on_missing)
-        single = None if self._single_view is None else self._ranks(self._single_scores, labels)
+        ignored = ~self._decoded & (labels == UNLABELLED) & (on_missing == "skip")
+        ranked = np.where(ignored, 0, labels)
+        single = None if self._single_view is None else self._ranks(self._single_scores, ranked)
         return MultiViewResult(
             scores=self._scores.copy(),
             labels=labels,
             decoded=self._decoded.copy(),
             predictions=np.where(self._decoded, self._scores.argmax(axis=1), -1),
-            ranks=self._ranks(self._scores, labels),
+            ranks=self._ranks(self._scores, ranked),
             views_per_video=self._views_per_video,
             ensemble=self._ensemble,
             on_missing=on_missing,

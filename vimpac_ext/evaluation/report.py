@@ -12,7 +12,7 @@ from vimpac_ext.evaluation.confusion_plot import save_confusion_plot
 from vimpac_ext.evaluation.metrics import confusion_matrix
 from vimpac_ext.evaluation.multi_view import MultiViewResult
 from vimpac_ext.files import atomic_write, sha256_of
-from vimpac_ext.structures import VideoRecord
+from vimpac_ext.structures import UNLABELLED, VideoRecord
 
 PROTOCOL_KEYS = (
     "dataset",
@@ -40,11 +40,12 @@ def write_report(
     """Write everything that a test run tells.
 
     - ``result.json``: what this function returns.
-    - ``predictions.csv``: one line a video, missing ones included (their prediction is empty).
+    - ``predictions.csv``: one line a video, missing ones included (their prediction is empty, and
+      their label if it is not known).
     - ``per_class.csv``: one line a class.
     - ``confusion.csv``, ``confusion.png``: decoded videos; rows are true classes.
     - ``scores.npz``: ``video_ids`` (N,), ``scores`` float32 (N, C), ``labels`` (N,), ``decoded``
-      (N,), for combining models.
+      (N,), for combining models; label -1: not known, of a missing video.
 
     Every file appears whole or not at all, ``result.json`` last.
 
@@ -145,7 +146,8 @@ def _prediction_rows(
     ]
     for index, record in enumerate(records):
         label = int(result.labels[index])
-        known = [record.video_id, record.path, label, class_names[label]]
+        named = ("", "") if label == UNLABELLED else (label, class_names[label])
+        known = [record.video_id, record.path, *named]
         if not result.decoded[index]:
             correct = 0 if result.on_missing == "count_wrong" else ""
             yield [*known, 0, "", "", correct, "", "", ""]

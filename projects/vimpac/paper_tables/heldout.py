@@ -61,6 +61,7 @@ def evaluate_heldout(loaded: LoadedConfig) -> dict[str, float]:
         mode=task.clip_mode,
         max_distance_seconds=cfg.DATA.MAX_PAIR_DISTANCE,
         seed=cfg.RNG_SEED,
+        allow_missing=cfg.DATA.ON_BAD_VIDEO != "error",
     )
     group = cfg.TRAIN.MICRO_BATCH_SIZE or cfg.TRAIN.BATCH_SIZE
     passes = math.ceil(_LEAST_PAIRS / len(clips))
