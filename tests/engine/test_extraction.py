@@ -161,6 +161,16 @@ def test_no_store_in_the_configuration(config):
         extract_stores(prepare(config, ["TRAIN.TOKEN_STORE", ""]))
 
 
+@pytest.mark.parametrize("stages", ["[]", "[{SOLVER: {MAX_EPOCH: 1}}, {SOLVER: {MAX_EPOCH: 2}}]"])
+def test_a_list_of_the_authors_folders_is_not_extracted(config, tmp_path, stages):
+    words = ["TRAIN.TOKEN_STORE", f"[{tmp_path}/dalle_a, {tmp_path}/dalle_b]"]
+    with pytest.raises(ConfigError) as error:
+        extract_stores(prepare(config, [*words, "TRAIN.STAGES", stages]))
+    for part in ("TRAIN.TOKEN_STORE in the command line is a list", "dalle_a, ", "TRAIN.ENABLE"):
+        assert part in str(error.value)
+    assert not list(tmp_path.glob("dalle*"))
+
+
 @pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
 )

@@ -124,6 +124,19 @@ def test_everything_that_is_missing_is_named_in_one_message(project, tmp_path):
     assert not (tmp_path / "finetune").exists()
 
 
+def test_of_a_list_of_the_authors_folders_those_that_are_missing_are_named(project, tmp_path):
+    there = tmp_path / "dalle_mine_train_fps2_hflip0_16center16"
+    there.mkdir()
+    overrides = ["TRAIN.TOKEN_STORE", f"[{there}, no/folder, {tmp_path}/tokens_train]"]
+    with pytest.raises(MissingInputError) as error:
+        run(prepare(project / "pretrain.yaml", overrides))
+    message = str(error.value)
+    for wrong in ("no/folder", f"{tmp_path}/tokens_train"):  # the latter is no folder of theirs
+        assert f"TRAIN.TOKEN_STORE: no token folders of the authors' in '{wrong}'" in message
+    assert str(there) not in message
+    assert "extract_tokens" not in message
+
+
 def test_a_store_of_another_tokenizer_is_refused(project, tmp_path):
     overrides = ["TOKENIZER.NAME", "DalleTokenizer", "TOKENIZER.encoder", "nowhere.pkl"]
     with pytest.raises(ValueError, match="tokenizer is 'AnyTokenizer', expected 'DalleTokenizer'"):

@@ -168,6 +168,20 @@ def test_bad_videos_of_the_test_and_of_the_stores(trained, tmp_path):
     assert any(t.startswith("TEST.TOKEN_STORE") and "0 bad" in t for t in page.paragraphs)
 
 
+def test_stores_that_are_lists_of_the_authors_folders(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "finetune", folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["TRAIN"]["TOKEN_STORE"] = ["dalle/a", "dalle/b"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    page, _ = report(tmp_path, folder, base=trained / "configs/finetune.yaml")
+    text = "TRAIN.TOKEN_STORE (dalle/a, dalle/b): folders of the authors', which do not list bad"
+    assert any(paragraph.startswith(text) for paragraph in page.paragraphs)
+    assert any(t.startswith("TEST.TOKEN_STORE") and "0 bad" in t for t in page.paragraphs)
+    rows = {row[0]: row[1] for row in page.table("key", "this run", "finetune.yaml")}
+    assert "dalle/b" in rows["TRAIN.TOKEN_STORE"]
+
+
 def test_a_test_without_a_training_has_its_configuration_and_reasons(trained, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(trained / "finetune", folder)

@@ -91,6 +91,25 @@ def test_every_printed_command_of_the_full_size_is_whole(number, tmp_path, capsy
     assert not list(tmp_path.iterdir())
 
 
+def test_lists_of_the_authors_folders_are_used_and_not_extracted(tmp_path):
+    stores = {
+        "TRAIN.TOKEN_STORE": ["data/a_hflip0", "data/a_hflip1"],
+        "TEST.TOKEN_STORE": ["data/b"],
+    }
+    table = RUN[5, "full"]
+    row = next(row for row in table.rows if not row.quoted)
+    plan = Planner(table, tmp_path, {"finetune": stores}).plan(row, 0)
+    for stage in plan.finetune.values():
+        assert "tokens" not in {need.kind for need in stage.needs}
+        _, _, option, config, *words = stage.command
+        assert option == "--cfg"
+        cfg = prepare(ROOT / config, words).cfg
+        assert stores["TRAIN.TOKEN_STORE"] == cfg.TRAIN.TOKEN_STORE
+        assert stores["TEST.TOKEN_STORE"] == cfg.TEST.TOKEN_STORE
+    assert "tokens" not in {need.kind for need in plan.heldout.needs}
+    assert '["data/b"]' in plan.heldout.command
+
+
 @pytest.mark.parametrize("table", RUN.values(), ids=lambda table: table.name)
 def test_rows_differ_from_each_other(table):
     rows = [row for row in table.rows if not row.quoted]

@@ -128,7 +128,7 @@ def extract_stores(
         so on; a store that several of them use is in it once.
 
     Raises:
-        ConfigError: if the configuration names no token store.
+        ConfigError: if the configuration names no token store, or a list of the authors' folders.
         MissingInputError: if a data set is not there.
         VideoDecodeError: for a bad video, if DATA.ON_BAD_VIDEO is "error".
         OSError: if a store cannot be written.
@@ -177,7 +177,7 @@ def _jobs(loaded: LoadedConfig) -> dict[str, tuple[CfgNode, str]]:
     """The stores to make: name -> configuration and phase.
 
     Raises:
-        ConfigError: if stages want different tokens of one store.
+        ConfigError: if stages want different tokens of one store, or a store is a list.
     """
     jobs: dict[str, tuple[CfgNode, str]] = {}
     tokens: dict[str, tuple[object, ...]] = {}
@@ -187,6 +187,13 @@ def _jobs(loaded: LoadedConfig) -> dict[str, tuple[CfgNode, str]]:
             store = cfg[phase].TOKEN_STORE
             if not (cfg[phase].ENABLE and store and cfg[phase].DATASET.NAME):
                 continue
+            if not isinstance(store, str):
+                key = f"{phase}.TOKEN_STORE"
+                raise ConfigError(
+                    f"{key} in {stage.where(key)} is a list, that is of the authors' token "
+                    f"folders, which are not extracted: {', '.join(store)}. Give one folder to "
+                    f"extract into, or leave this store out with {phase}.ENABLE False"
+                )
             name = f"stage_{index} {phase}" if loaded.cfg.TRAIN.STAGES else phase
             wanted = (views_of(cfg, phase), cfg.DATA.TARGET_FPS, dict(cfg[phase].DATASET))
             if loaded.cfg.TRAIN.STAGES and store in tokens:

@@ -77,7 +77,11 @@ def _missing_data(loaded: LoadedConfig, sections: Mapping[str, CfgNode]) -> Iter
 def _missing_stores(loaded: LoadedConfig, sections: Mapping[str, CfgNode]) -> Iterator[str]:
     for name, section in sections.items():
         store, split_file = section.TOKEN_STORE, section.TOKEN_SPLIT_FILE
-        if store and not has_tokens(store):
+        if not isinstance(store, str):  # the authors' folders, which nothing here makes
+            for item in store:
+                if not has_tokens([item]):
+                    yield f"{name}.TOKEN_STORE: no token folders of the authors' in {item!r}"
+        elif store and not has_tokens(store):
             yield (
                 f"{name}.TOKEN_STORE: no token store in {store!r}. Make it: "
                 f"python tools/extract_tokens.py --cfg {_extracted_by(loaded, name)}"

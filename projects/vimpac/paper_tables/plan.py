@@ -186,7 +186,8 @@ class Planner:
             needs = []
             for phase, store in stores.items():
                 paths[f"{phase}.TOKEN_STORE"] = store
-                needs.append(self._tokens(config, overrides, phase, dict(paths), [], store))
+                if isinstance(store, str):  # a list is of the authors' folders: nothing to make
+                    needs.append(self._tokens(config, overrides, phase, dict(paths), [], store))
             return paths, needs
         videos = self.videos(seed)
         paths = {"DATA.PATH_TO_DATA_DIR": videos.folder / "videos"}
@@ -268,7 +269,8 @@ class Planner:
             own = {k: v for k, v in keys.items() if k not in paths or self.table.size == "full"}
             key = sha256_of(kind, _text(own), *(need.name for need in needs), *facts, length=10)
         folder = self.root / f"{kind}-{key}"
-        words = {**overrides, **{k: str(v) for k, v in paths.items()}, "OUTPUT_DIR": str(folder)}
+        places = {k: v if isinstance(v, list) else str(v) for k, v in paths.items()}
+        words = {**overrides, **places, "OUTPUT_DIR": str(folder)}
         command = [*_command(script), "--cfg", _relative(config), *words_of(words)]
         device = "cuda" if cfg.NUM_GPUS else "cpu"
         return Stage(kind, key, folder, tuple(command), tuple(needs), produced, device)

@@ -42,7 +42,7 @@ class RunFolder:
         left_out: videos that ``bad_videos.jsonl`` lists: a training on video files left them out;
             None without that file.
         bad_videos: "TRAIN" and "TEST" -> videos that its token store lists as bad; a phase is
-            absent if its store is not there.
+            absent if its store is not there or the authors'.
         checkpoints: files below ``checkpoints/``.
         pictures: image files and films below the folder.
         versions: file that tells them, and package -> version.
@@ -162,7 +162,8 @@ def _bad_videos(config: Mapping[str, Any]) -> dict[str, list[BadVideo]]:
     found = {}
     for phase in ("TRAIN", "TEST"):
         store = config.get(f"{phase}.TOKEN_STORE")
-        if not store or not (Path(store) / "meta.json").is_file():
+        # A list is of the authors' folders, which list no bad videos.
+        if not isinstance(store, str) or not (Path(store) / "meta.json").is_file():
             continue
         # A store that several machines write has one list each, and may list a video in two.
         lists = map(_listed, sorted(Path(store).glob("bad_videos*.jsonl")))

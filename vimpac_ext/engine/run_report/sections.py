@@ -147,6 +147,10 @@ def _bad_videos(run: RunFolder) -> Iterator[str]:
         )
     for phase in ("TRAIN", "TEST"):
         store = (run.config or {}).get(f"{phase}.TOKEN_STORE") or "none configured"
+        if not isinstance(store, str):
+            text = f"{phase}.TOKEN_STORE ({', '.join(store)}): folders of the authors', which do "
+            yield html.paragraph(f"{text}not list bad videos.", missing=True)
+            continue
         if phase not in run.bad_videos:
             text = f"{phase}.TOKEN_STORE ({store}): not found, so its bad videos are not known."
             yield html.paragraph(text, missing=True)
