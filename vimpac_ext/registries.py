@@ -26,8 +26,9 @@ DATASETS = _registry(
     """Annotation files -> a list of videos.
 
     ``Dataset(root: str, split: str, ...)`` with attributes ``records: list[VideoRecord]``,
-    ``class_names: list[str]`` (empty when unlabelled) and ``fingerprint: str`` (hash of what was
-    read). Reads annotations only, never a video. Errors name the file and the line or key.
+    ``class_names: list[str]`` (empty when unlabelled, or when only numbers are known) and
+    ``fingerprint: str`` (hash of what was read). Reads annotations only, never a video. Errors name
+    the file and the line or key.
     """,
 )
 

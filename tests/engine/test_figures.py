@@ -224,6 +224,12 @@ def test_rows_of_frames_have_labels(project, tmp_path):
     # Without videos: one of each class of the data set. Only video_0 is there.
     with pytest.raises(VideoDecodeError, match=r"clips/video_1\.mp4"):
         figures.draw_frames(load(project), path)
+    # Of classes without names there are the numbers.
+    clips = project.videos / "video_0.mp4"
+    (tmp_path / "list.csv").write_text(f"{clips} 2\n{clips.with_name('short.mp4')} 0\n")
+    words = ["TRAIN.DATASET.NAME", "PathLabelList", "TRAIN.DATASET.split", "list"]
+    loaded = load(project, *words, "TRAIN.DATASET.root", str(tmp_path))
+    assert figures.draw_frames(loaded, path) == ["class 0", "class 2"]
     with pytest.raises(ValueError, match="1 labels for 2 videos"):
         figures.draw_frames(None, path, videos, ["one"])
     with pytest.raises(ValueError, match="give videos, or a configuration"):

@@ -163,6 +163,7 @@ def test_a_run_of_another_model_in_the_same_folder_is_refused(project, tmp_path)
 
 def test_labels_must_fit_the_number_of_classes(project):
     overrides = ["MODEL.NUM_CLASSES", "3", "TRAIN.CHECKPOINT_FILE_PATH", ""]
+    overrides += ["TEST.DATASET.num_classes", "4"]
     with pytest.raises(ValueError, match=r"MODEL.NUM_CLASSES is 3 but the data set has 4 classes"):
         run(prepare(project / "finetune.yaml", overrides))
 
@@ -202,6 +203,48 @@ def test_missing_test_videos_are_counted_as_configured(project, tmp_path):
         assert protocol["on_bad_video"] == rule
     right = results["skip"]["top1"] * 8 / 100
     assert results["count_wrong"]["top1"] == pytest.approx(100 * right / 9)
+
+
+def test_a_list_need_not_have_every_class(project, tmp_path, caplog):
+    """Without class 3 in the test, and without class 0 in the training."""
+    for split, last in (("test", 3), ("train", 0)):
+        path = tmp_path / f"data/{split}.csv"
+        lines = [line for line in path.read_text().splitlines() if not line.endswith(f" {last}")]
+        path.write_text("\n".join(lines) + "\n")
+    result = run(prepare(project / "finetune.yaml", ["TRAIN.CHECKPOINT_FILE_PATH", ""]))
+    assert result["protocol"]["decoded_videos"] == 6
+    assert "TEST: no video has a label above 2, but MODEL.NUM_CLASSES is 4" in caplog.text
+    assert "TRAIN: no video" not in caplog.text
+    folder = tmp_path / "finetune/test"
+    tables = {}
+    for name in ("per_class", "confusion", "predictions"):
+        with (folder / f"{name}.csv").open(newline="") as file:
+            tables[name] = list(csv.reader(file))
+    counts = [row[:3] for row in tables["per_class"][1:]]
+    assert counts == [["0", "0", "2"], ["1", "1", "2"], ["2", "2", "2"], ["3", "3", "0"]]
+    assert tables["confusion"][0][1:] == ["0", "1", "2", "3"]
+    numbers = np.array([row[1:] for row in tables["confusion"][1:]], int)
+    assert numbers.shape == (4, 4)
+    assert numbers.sum(axis=1).tolist() == [2, 2, 2, 0]
+    right = numbers.trace()
+    assert result["top1"] == pytest.approx(100 * right / 6)
+    seen = [numbers[i, i] / 2 for i in range(3)]  # of three classes, not of four
+    assert result["mean_class_accuracy"] == pytest.approx(100 * sum(seen) / 3)
+    header, *rows = tables["predictions"]
+    column = {name: header.index(name) for name in header}
+    for row in rows:
+        assert row[column["prediction_name"]] == row[column["prediction"]]
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_a_label_that_the_model_does_not_have_is_named(project, tmp_path, phase):
+    with (tmp_path / f"data/{phase.lower()}.csv").open("a") as file:
+        file.write("clips/video_77.mp4 4\n")
+    overrides = ["TRAIN.CHECKPOINT_FILE_PATH", "", "DATA.ON_BAD_VIDEO", "skip"]
+    match = rf"{phase}\.DATASET: video 'clips/video_77' \(.*77\.mp4\) has label 4; .* is 4, so"
+    with pytest.raises(ValueError, match=match):
+        run(prepare(project / "finetune.yaml", overrides))
+    assert not (tmp_path / "finetune/checkpoints").exists()
 
 
 def test_training_videos_that_are_left_out_are_counted(project, tmp_path, caplog):

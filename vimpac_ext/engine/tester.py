@@ -1,5 +1,6 @@
 """The multi-view test: views -> probabilities -> one prediction a video -> report."""
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,8 @@ from vimpac_ext.engine.distributed import from_main, gather, is_main, sum_
 from vimpac_ext.engine.view_pass import ViewPass, start_rule, without_tokens
 from vimpac_ext.evaluation import MultiViewEvaluator, MultiViewResult, write_report
 from vimpac_ext.structures import UNLABELLED, VideoRecord
+
+_logger = logging.getLogger(__name__)
 
 
 class Tester(ViewPass):
@@ -31,7 +34,7 @@ class Tester(ViewPass):
         super().__init__(cfg, device)
         unknown = {i for i, r in without_tokens(self.clips).items() if r.label == UNLABELLED}
         known = [record for i, record in enumerate(self.records) if i not in unknown]
-        require_labels(known, self.dataset.class_names, cfg.MODEL.NUM_CLASSES)
+        require_labels(known, self.dataset.class_names, cfg.MODEL.NUM_CLASSES, "TEST")
 
     def run(self, task: Any) -> MultiViewResult:
         """Scores every view of every video with ``task.predict``.
@@ -78,16 +81,39 @@ class Tester(ViewPass):
 
 
 def require_labels(
-    records: Sequence[VideoRecord], class_names: Sequence[str], num_classes: int
+    records: Sequence[VideoRecord],
+    class_names: Sequence[str],
+    num_classes: int,
+    phase: str = "TRAIN",
 ) -> None:
-    """Raises ValueError unless every label is a class of the model."""
+    """Checks that every label is a class of the model.
+
+    Where the data set does not know how many classes there are, and none of its videos is of the
+    model's last one, that is logged: it may be meant, or MODEL.NUM_CLASSES too large.
+
+    Args:
+        records: the videos.
+        class_names: of their data set; empty = it does not know the classes.
+        num_classes: MODEL.NUM_CLASSES.
+        phase: whose videos they are, for messages.
+
+    Raises:
+        ValueError: naming the video and its label, or the numbers of classes.
+    """
     require_class_names(class_names, num_classes)
     for record in records:
         if not 0 <= record.label < num_classes:
             raise ValueError(
-                f"video {record.video_id!r} has label {record.label}; MODEL.NUM_CLASSES is "
-                f"{num_classes}, so labels are 0..{num_classes - 1}"
+                f"{phase}.DATASET: video {record.video_id!r} ({record.path}) has label "
+                f"{record.label}; MODEL.NUM_CLASSES is {num_classes}, so labels are "
+                f"0..{num_classes - 1}"
             )
+    largest = max((record.label for record in records), default=-1)
+    if not class_names and largest < num_classes - 1 and is_main():
+        _logger.warning(
+            "%s: no video has a label above %d, but MODEL.NUM_CLASSES is %d",
+            *(phase, largest, num_classes),
+        )
 
 
 def require_class_names(class_names: Sequence[str], num_classes: int) -> None:

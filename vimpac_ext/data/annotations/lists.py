@@ -28,7 +28,8 @@ class PathLabelList:
     Attributes:
         records: the videos in the order of the list; ``video_id`` is the path as written, without
             extension (and without the root, if it stands below the root).
-        class_names: the lines of the class file, or "0", "1", ...; empty if unlabelled.
+        class_names: the lines of the class file, or "0", "1", ... for ``num_classes``; empty if
+            neither is given, since a list need not have every class.
         fingerprint: hash of the list, the class file, the split and the name of this class.
 
     Args:
@@ -37,8 +38,8 @@ class PathLabelList:
         separator: between path and label, such as a blank, a comma or a tab.
         path_prefix: folder that relative paths start at instead, absolute or below the root.
         labelled: if False, the whole line is the path.
-        num_classes: number of classes; without it the largest label of the list decides, which
-            may differ between splits.
+        num_classes: number of classes; no label may be larger. A run checks every label against
+            MODEL.NUM_CLASSES in any case.
         class_file: file below the root with the name of a class in each line.
         frame_rate: images a second of the paths that are folders of images.
 
@@ -63,7 +64,7 @@ class PathLabelList:
         list_file = find_file(root, "", [f"{split}.csv", f"{split}.txt"], advice)
         base = Path(root).expanduser()
         hashed = [list_file]
-        names: list[str] | None = None
+        names = [str(index) for index in range(num_classes or 0)]
         if class_file is not None:
             hashed.append(find_file(root, "", [class_file], "Write a class name in each line."))
             names = [name for _, name in read_lines(hashed[-1])]
@@ -84,9 +85,7 @@ class PathLabelList:
             file = str(base / path_prefix / path)
             self.records.append(VideoRecord(file, video_id, label, frame_rate=frame_rate))
         check_records(self.records, list_file, lambda index: f"line {lines[index][0]}")
-        if num_classes is None:
-            num_classes = max(record.label for record in self.records) + 1
-        self.class_names: list[str] = names or [str(index) for index in range(num_classes)]
+        self.class_names: list[str] = names
         rate = [] if frame_rate is None else [f"{frame_rate:g} images a second"]
         self.fingerprint = sha256_of(type(self).__name__, split, *hashed, *rate)
 

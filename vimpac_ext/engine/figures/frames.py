@@ -89,4 +89,6 @@ def _one_of_each_class(loaded: LoadedConfig) -> tuple[list[VideoRecord], list[st
         chosen = dataset.records[:_DEFAULT_CLASSES]
         return chosen, [record.video_id for record in chosen]
     labels = sorted(first)[:_DEFAULT_CLASSES]
-    return [first[label] for label in labels], [dataset.class_names[label] for label in labels]
+    names = dataset.class_names  # empty where only numbers are known
+    titles = [names[label] if names else f"class {label}" for label in labels]
+    return [first[label] for label in labels], titles
