@@ -103,7 +103,8 @@ def test_overrides_come_in_pairs(tmp_path):
         (["TRAIN.PRECISION", "fp8"], ["TRAIN.PRECISION", "fp32, bf16", "'fp8'"]),
         (["TRAIN.BATCH_SIZE", "0"], ["TRAIN.BATCH_SIZE", "positive"]),
         (["TRAIN.MICRO_BATCH_SIZE", "7"], ["TRAIN.MICRO_BATCH_SIZE", "divisor", "64"]),
-        (["DATA.TRAIN_CROP_SIZE", "100"], ["DATA.TRAIN_CROP_SIZE", "multiple", "8"]),
+        (["DATA.TRAIN_CROP_SIZE", "0"], ["DATA.TRAIN_CROP_SIZE", "positive"]),
+        (["EXTRACT.NUM_WORKERS", "0"], ["EXTRACT.NUM_WORKERS", "positive"]),
         (["SOLVER.BETAS", "[0.9]"], ["SOLVER.BETAS", "two numbers"]),
         (["SOLVER.SCHEDULE_EPOCHS", "5"], ["SOLVER.SCHEDULE_EPOCHS", "at least", "10"]),
         (["SOLVER.WARMUP_RATIO", "1.0"], ["SOLVER.WARMUP_RATIO", "below 1"]),
@@ -116,3 +117,22 @@ def test_values_are_checked_together(tmp_path, overrides, parts):
         validate(load_config(path, overrides))
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        ["TOKENIZER.NAME", "DalleTokenizer"],
+        ["DATA.TOKENS", "online"],
+        ["TEST.TOKEN_STORE", "tokens"],
+        ["TRAIN.TOKEN_STORE", "[a, b]"],
+        ["KNN.TEST.TOKEN_STORE", "tokens"],
+    ],
+)
+@pytest.mark.parametrize("key", ["DATA.TRAIN_CROP_SIZE", "DATA.TEST_CROP_SIZE"])
+def test_crops_are_whole_tokens_where_there_are_tokens(tmp_path, tokens, key):
+    path = write(tmp_path, "a.yaml", "")
+    validate(load_config(path, [key, "182"]))  # of frames
+    validate(load_config(path, [key, "184", *tokens]))
+    with pytest.raises(ConfigError, match=rf"{key} .*a multiple of .*TOKEN_STRIDE \(8\).* 182"):
+        validate(load_config(path, [key, "182", *tokens]))

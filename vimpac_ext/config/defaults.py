@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
         "TRAIN_CROP_SIZE": 128,  # pixels, height = width
         "TEST_CROP_SIZE": 128,  # pixels, height = width
         "TOKENS": "store",  # where tokens come from: store, online (TOKENIZER in each step)
-        "TOKEN_STRIDE": 8,  # pixels per token side
+        "TOKEN_STRIDE": 8,  # pixels per token side; divides the crops where there are tokens
         "VOCAB_SIZE": 8192,  # codes of the tokenizer
         "TRAIN_VIEWS": "center",  # or three_crops, resize2_crop3, resize2_crop3_flip2, or a list
         "MAX_PAIR_DISTANCE": None,  # seconds between the two clips of a pair; null = whole video

@@ -38,6 +38,7 @@ _POSITIVE = (
     "TEST.BATCH_SIZE",
     "TEST.NUM_ENSEMBLE_VIEWS",
     "EXTRACT.BATCH_SIZE",
+    "EXTRACT.NUM_WORKERS",
     "SOLVER.MAX_EPOCH",
     "SOLVER.BASE_LR",
     "SOLVER.LAYER_DECAY",
@@ -54,7 +55,6 @@ _NOT_NEGATIVE = (
     "TRAIN.EMA_DECAY",
     "TRAIN.KILL_LOSS_EXPLOSION_FACTOR",
     "DATA_LOADER.NUM_WORKERS",
-    "EXTRACT.NUM_WORKERS",
     "EXTRACT.TIMEOUT",
     "MODEL.NUM_CLASSES",
     "SOLVER.MOMENTUM",
@@ -211,11 +211,16 @@ def _check_momentum(loaded: LoadedConfig) -> None:
 
 
 def _check_crops(loaded: LoadedConfig) -> None:
-    stride = loaded.cfg.DATA.TOKEN_STRIDE
+    cfg = loaded.cfg
+    stride = cfg.DATA.TOKEN_STRIDE
+    sections = (cfg.TRAIN, cfg.TEST, cfg.KNN.TRAIN, cfg.KNN.TEST)
+    has_tokens = cfg.TOKENIZER.NAME or cfg.DATA.TOKENS == "online"
+    has_tokens = has_tokens or any(section.TOKEN_STORE for section in sections)
     for key in ("DATA.TRAIN_CROP_SIZE", "DATA.TEST_CROP_SIZE"):
         size = _value(loaded, key)
-        fits = size > 0 and size % stride == 0
-        _require(loaded, key, fits, f"a positive multiple of DATA.TOKEN_STRIDE ({stride})")
+        _require(loaded, key, size > 0, "positive")
+        fits = not has_tokens or size % stride == 0
+        _require(loaded, key, fits, f"a multiple of DATA.TOKEN_STRIDE ({stride})")
 
 
 def _value(loaded: LoadedConfig, key: str) -> Any:
