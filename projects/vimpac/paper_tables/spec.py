@@ -192,7 +192,8 @@ def load_table(number: int, size: str = "demo", folder: Path = TABLES) -> Table:
     _check_keys(of_size, _SIZE_KEYS, f"{path.name}, {described}")
     rows = [_row(path.name, content, of_size, described, row) for row in content.get("rows", ())]
     if size == FEW_LABELS:
-        rows = [_with_few_labels(row) for row in rows]
+        described_rows = {row["name"]: row.get(FEW_LABELS) or {} for row in content.get("rows", ())}
+        rows = [_with_few_labels(row, path.name, described_rows[row.name]) for row in rows]
     measures = tuple(content.get("measures", ()))
     for measure in measures:
         _check_keys({measure: None}, MEASURES, f"{path.name}, measures")
@@ -223,7 +224,7 @@ def _row(
     file: str, table: Mapping[str, Any], of_size: Mapping[str, Any], size: str, row: dict[str, Any]
 ) -> Row:
     where = f"{file}, row {row.get('name')!r}"
-    _check_keys(row, (*_ROW_KEYS, *_LAYER_KEYS, *_DESCRIBED), where)
+    _check_keys(row, (*_ROW_KEYS, *_LAYER_KEYS, *_DESCRIBED, FEW_LABELS), where)
     name, paper = row["name"], row.get("paper", {})
     if row.get("quoted"):
         return Row(name, name, paper, quoted=True)
@@ -253,10 +254,17 @@ def _row(
     )
 
 
-def _with_few_labels(row: Row) -> Row:
+def _with_few_labels(row: Row, file: str, own: Mapping[str, Any]) -> Row:
     changes = _read(TABLES / "_few_labels.yaml")
     _check_keys({t.name: t for t in row.targets}, changes, f"_few_labels.yaml, row {row.name!r}")
-    targets = (replace(t, overrides=t.overrides | changes[t.name]) for t in row.targets)
+    where = f"{file}, row {row.name!r}, {FEW_LABELS}"
+    _check_keys(own, ("targets",), where)
+    more = own.get("targets", {})
+    _check_keys(more, [target.name for target in row.targets], f"{where}, targets")
+    targets = (
+        replace(t, overrides=t.overrides | changes[t.name] | more.get(t.name, {}))
+        for t in row.targets
+    )
     return replace(row, targets=tuple(targets))
 
 
