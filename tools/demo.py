@@ -24,6 +24,7 @@ import torch
 from vimpac_ext.command_line import run_tool, start_logging
 from vimpac_ext.data.synthetic import make_demo_data
 from vimpac_ext.engine import prepare, run
+from vimpac_ext.engine.environment import processor
 from vimpac_ext.engine.extraction import extract_stores
 from vimpac_ext.files import atomic_write
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [_run_seed(arguments.output / f"seed_{seed}", seed) for seed in arguments.seeds]
     summary = {
         "runs": runs,
-        "hardware": f"{torch.get_num_threads()} threads, {_processor()}",
+        "hardware": f"{torch.get_num_threads()} threads, {processor()}",
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
     }
@@ -128,15 +129,6 @@ def _mean(values: list[float]) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

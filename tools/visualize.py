@@ -30,8 +30,19 @@ from vimpac_ext.command_line import (
     start_logging,
 )
 
-RUN_FIGURES = ("curves", "confusion")
-FIGURES = ("reconstruction", "masks", "frames", "copy-paste", "attention", *RUN_FIGURES)
+OPTIONS = {  # and the arguments of `draw_figure`
+    **{"video": "videos", "label": "labels", "seed": "seed", "ratio": "ratios"},
+    **{"masks": "num_masks", "layer": "layer", "run": "runs", "scalar": "scalars"},
+}
+FIGURES = {  # and the options that each takes
+    "reconstruction": ("video", "seed"),
+    "masks": ("video", "seed"),
+    "frames": ("video", "label"),
+    "copy-paste": ("video", "seed", "ratio", "masks"),
+    "attention": ("video", "layer"),
+    "curves": ("run", "scalar"),
+    "confusion": ("run",),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,53 +52,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_config_arguments(parser)
     add = parser.add_argument
-    add("--figure", choices=FIGURES, default=FIGURES[0], help="default: %(default)s")
+    add("--figure", choices=FIGURES, default="reconstruction", help="default: %(default)s")
     add("--output", type=Path, required=True, metavar="FILE", help="file to write, .png .gif .mp4")
-    add("--video", nargs="+", default=[], metavar="FILE", help="default: of TRAIN.DATASET")
-    add("--label", nargs="+", default=[], metavar="TEXT", help="frames: one for each --video")
-    add("--seed", type=int, default=0, help="of the masks (default: %(default)s)")
-    add("--ratio", type=float, nargs="+", default=[0.15, 0.45], help="copy-paste: shares to hide")
-    add("--masks", type=int, default=20, help="copy-paste: masks that its numbers are means over")
-    add("--layer", type=int, default=0, help="attention: counted from 1 (default: the last)")
-    add("--run", type=Path, nargs="+", default=[], metavar="DIR", help="OUTPUT_DIRs of runs")
-    add(
-        "--scalar",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="curves: e.g. loss (default: all)",
-    )
+    add("--video", nargs="+", metavar="FILE", help="default: of TRAIN.DATASET")
+    add("--label", nargs="+", metavar="TEXT", help="frames: one for each --video")
+    add("--seed", type=int, help="of the masks (default: 0)")
+    add("--ratio", type=float, nargs="+", help="copy-paste: shares to hide (default: 0.15 0.45)")
+    add("--masks", type=int, help="copy-paste: masks that its numbers are means over (default: 20)")
+    add("--layer", type=int, help="attention: counted from 1 (default: the last)")
+    add("--run", type=Path, nargs="+", metavar="DIR", help="OUTPUT_DIRs of runs")
+    add("--scalar", nargs="+", metavar="NAME", help="curves: e.g. loss (default: all)")
     arguments = parser.parse_args(argv)
     files, overrides = configs_and_overrides(arguments)
     figure, runs = arguments.figure, arguments.run
-    suffixes = (".png",) if figure in RUN_FIGURES else (".png", ".gif", ".mp4")
+    of_runs = "run" in FIGURES[figure]
+    suffixes = (".png",) if of_runs else (".png", ".gif", ".mp4")
     if arguments.output.suffix.lower() not in suffixes:
         parser.error(f"--output must end in {' or '.join(suffixes)}, found {arguments.output}")
-    if figure in RUN_FIGURES and (not runs or (figure == "confusion" and len(runs) > 1)):
-        parser.error(f"--figure {figure} needs --run DIR" + " [DIR ...]" * (figure == "curves"))
-    without_config = figure in RUN_FIGURES or (figure == "frames" and arguments.video)
+    given: dict[str, Any] = {}
+    for option, argument in OPTIONS.items():
+        value = getattr(arguments, option)
+        if value is not None and option not in FIGURES[figure]:
+            takes = ", ".join(f"--{name}" for name in FIGURES[figure])
+            parser.error(f"--figure {figure} takes no --{option}, only {takes}")
+        given |= {} if value is None else {argument: value}
+    if of_runs and (files or not runs or (figure == "confusion" and len(runs) > 1)):
+        several = " [DIR ...]" * (figure == "curves")
+        parser.error(f"--figure {figure} needs --run DIR{several} and no --cfg")
+    without_config = of_runs or (figure == "frames" and arguments.video)
     if len(files) != 1 and not (without_config and not files):
         parser.error("--cfg takes one file here, e.g. --cfg configs/vimpac/demo/pretrain.yaml")
     # Imported late, so that --help answers at once.
     from vimpac_ext.config import last_stage
-    from vimpac_ext.engine import figures, prepare
-    from vimpac_ext.engine.visualize import visualize
+    from vimpac_ext.engine import prepare
+    from vimpac_ext.engine.figures.by_name import draw_figure
 
     start_logging()
-    loaded: Any = last_stage(prepare(files[0], overrides, arguments.plugin)) if files else None
-    picture, videos, seed = arguments.output, arguments.video, arguments.seed
-    draw = {
-        "reconstruction": lambda: visualize(loaded, picture, videos, seed),
-        "masks": lambda: figures.draw_masks(loaded, picture, videos, seed),
-        "frames": lambda: figures.draw_frames(loaded, picture, videos, arguments.label),
-        "copy-paste": lambda: figures.draw_copies(
-            loaded, picture, videos, seed, arguments.ratio, arguments.masks
-        ),
-        "attention": lambda: figures.draw_attention(loaded, picture, videos, arguments.layer),
-        "curves": lambda: figures.draw_run_curves(runs, picture, arguments.scalar),
-        "confusion": lambda: figures.draw_run_confusion(runs[0], picture),
-    }
-    draw[figure]()
+    loaded = last_stage(prepare(files[0], overrides, arguments.plugin)) if files else None
+    draw_figure(figure, arguments.output, loaded, **given)
     return 0
 
 

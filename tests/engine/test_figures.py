@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import logging
 from pathlib import Path
 
@@ -16,16 +17,20 @@ from vimpac_ext.config import ConfigError
 from vimpac_ext.data import SpatialView, VideoReader
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.engine import figures, prepare
+from vimpac_ext.engine.figures import ClsAttention
+from vimpac_ext.engine.figures.attention import attention_rows
 from vimpac_ext.engine.figures.clips import read_clips
 from vimpac_ext.engine.figures.copies import copy_shares
 from vimpac_ext.engine.figures.frames import FRAME_SIZE, spread_frames
 from vimpac_ext.engine.figures.masks import draw_masks
+from vimpac_ext.engine.visualize import visualize
 from vimpac_ext.evaluation.confusion_plot import save_confusion_plot
 from vimpac_ext.maskers import BlockMasker, TubeMasker
 from vimpac_ext.registries import MASKERS
 from vimpac_ext.structures import VideoRecord
 from vimpac_ext.tokenizers import VQVAETokenizer
 from vimpac_ext.visualization import RunFileError, nearest_visible, overlay_heat, to_images
+from vimpac_ext.visualization.sheet import text_width
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = 34  # first line of pixels below the title
@@ -100,6 +105,19 @@ def test_every_masker_hides_its_tokens_and_nothing_else(project, tmp_path, monke
             np.testing.assert_array_equal(drawn[index][~mask], original[~mask])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_video_that_is_too_short_is_masked_as_for_the_model(project, tmp_path, seed):
+    """The mask is that of a whole clip, of which the padding is left out."""
+    path, video = tmp_path / "masks.png", str(project.videos / "short.mp4")
+    shares = draw_masks(load(project), path, [video], seed)
+    [shown] = visualize(load(project), tmp_path / "a.png", [video], seed)
+    assert len(shown.masked) == 2
+    row = 1 + list(shares).index("BlockMasker")
+    drawn = tiles(path, row + 1, 288, columns=2)[row]
+    np.testing.assert_array_equal(drawn, enlarged(shown.masked, 288))
+    assert shares["BlockMasker"] == pytest.approx(shown.mask_ratio)
+
+
 def test_a_masker_that_needs_arguments_is_named(project, tmp_path, caplog):
     class NeedyMasker:
         def __init__(self, cell: int) -> None:
@@ -131,7 +149,7 @@ def test_copies_are_decoded_and_what_is_seen_stays(project, tmp_path):
         assert 0 <= result.space <= 1
         assert 0 <= result.space_time <= 1
     side = 64 * round(640 / (3 * 64))
-    left = 20 + 9 * len("copy in space-time")
+    left = 20 + text_width("copy in space-time")
     drawn = tiles(path, 2 + 4 * 3, side, left=left)
     tokenizer = VQVAETokenizer(str(project.folder / "tokenizer.safetensors"))
     frames = drawn[0][:, ::3, ::3]
@@ -245,8 +263,7 @@ def test_attention_of_the_trained_model(project, tmp_path):
     picture = imread(path)[..., :3]
     side = 16 * 18
     rows = [ROW, ROW + side + 4, ROW + 2 * (side + 4) + 20]
-    left = 20 + 9 * len("layer 1, along T")
-    left = max(LEFT, left)
+    left = 20 + text_width("a frame its share")
     original = (picture[rows[0] :][:side, left:][:, :side] * 255).round().astype(np.uint8)
     np.testing.assert_array_equal(original, enlarged(middle_frames(project), side)[0])
     for row, parts in ((1, clip[:1]), (2, clip[1:2])):
@@ -257,6 +274,62 @@ def test_attention_of_the_trained_model(project, tmp_path):
             np.testing.assert_array_equal((shown * 255).round().astype(np.uint8), expected[frame])
     with pytest.raises(ConfigError, match="no layer 2: the backbone has layers 1 to 1"):
         figures.draw_attention(load(project), path, videos, layer=2)
+
+
+def test_rows_of_attention_are_of_the_layer_that_was_asked_for():
+    """Two layers of two heads, one frame of 1 x 2 tokens and one of padding."""
+    images = np.zeros((1, 8, 16, 3), np.uint8)
+
+    def made(layer, pattern, *heads):
+        tokens = torch.tensor([[left, right, 0, 0] for _, left, right in heads])
+        itself = torch.tensor([own for own, _, _ in heads])
+        return ClsAttention(layer, pattern, tokens.view(1, -1, 2, 1, 2), itself[None])
+
+    found = [
+        made(1, "T", (0.2, 0.8, 0.0), (0.4, 0.6, 0.0)),
+        made(1, "HxW", (0.0, 0.1, 0.9), (0.0, 0.3, 0.7)),
+        made(2, "T", (0.5, 0.0, 0.5), (0.5, 0.5, 0.0)),
+    ]
+    means = {"1T": [0.7, 0.0], "1HxW": [0.2, 0.8], "2T": [0.25, 0.25], "all": [23 / 60, 21 / 60]}
+
+    def heat(name):
+        return overlay_heat(images, torch.tensor(means[name]).view(1, 1, 2))
+
+    rows = attention_rows(images, found, 1)
+    assert [row.label for row in rows[1:]] == [
+        "layer 1, along T\n(30% on CLS)",
+        "layer 1, along HxW\n(0% on CLS)",
+        "all layers\n(27% on CLS)",  # of 30, 0 and 50
+    ]
+    np.testing.assert_array_equal(rows[0].images, images)
+    for row, name in zip(rows[1:], ("1T", "1HxW", "all"), strict=True):
+        np.testing.assert_array_equal(row.images, heat(name))
+        assert row.captions == ("100%",)
+    _, row, whole = attention_rows(images, found, 2)
+    assert row.label == "layer 2, along T\n(50% on CLS)"
+    np.testing.assert_array_equal(row.images, heat("2T"))
+    assert whole.label == rows[-1].label
+    np.testing.assert_array_equal(whole.images, rows[-1].images)
+
+
+def test_captions_of_attention_are_the_shares_of_frames():
+    tokens = torch.tensor([0.1, 0.1, 0.0, 0.3]).view(1, 1, 2, 1, 2)
+    found = [ClsAttention(1, "T", tokens, torch.tensor([[0.5]]))]
+    rows = attention_rows(np.zeros((2, 8, 16, 3), np.uint8), found, 1)
+    assert [row.captions for row in rows] == [(), ("40%", "60%"), ("40%", "60%")]
+
+
+def test_attention_needs_an_encoder_alone_and_looks_at_the_backbone_first(
+    project, tmp_path, monkeypatch
+):
+    monkeypatch.delattr(VQVAETokenizer, "decode")
+    video = str(project.videos / "video_0.mp4")
+    assert len(figures.draw_attention(load(project), tmp_path / "a.png", [video])[0]) == 3
+    backbone = "{NAME: TimmFrames, model: resnet10t}"
+    pixels = ["BACKBONE", backbone, "HEADS.contrast", "null", "LOSSES.contrast", "null"]
+    pixels += ["DATA.TOKENS", "online", "TRAIN.TOKEN_STORE", "", "OUTPUT_DIR", "nowhere"]
+    with pytest.raises(ConfigError, match="TimmFrames has no axis attention to look at"):
+        figures.draw_attention(load(project, *pixels), tmp_path / "b.png", [video])
 
 
 def test_the_tokenizer_of_other_tokens_is_refused(project, tmp_path):
@@ -286,6 +359,18 @@ def test_the_confusion_matrix_is_that_of_the_file(tmp_path):
             figures.draw_run_confusion(tmp_path / "run", tmp_path / "a.png")
 
 
+def test_curves_say_what_is_missing_and_what_is_left_out(tmp_path, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"run is not the OUTPUT_DIR of a run that was tr"):
+        figures.draw_run_curves([run], tmp_path / "a.png")
+    lines = [{"_type": "x", "update": u, "loss": float(v)} for u, v in enumerate((1, "inf", 2))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures.draw_run_curves([run], tmp_path / "a.png")
+    assert "run: x/loss (1 value not finite, update 1); drawn without" in caplog.text
+
+
 def test_the_tool_draws_each_figure(project, tmp_path, capsys):
     main = tool_main()
     video = ["--video", str(project.videos / "video_0.mp4")]
@@ -306,8 +391,54 @@ def test_the_tool_draws_each_figure(project, tmp_path, capsys):
         (["--figure", "confusion", *run, "b", "--output", "a.png"], "needs --run DIR"),
         (["--figure", "curves", *run, "--output", "a.gif"], "must end in .png, found a.gif"),
         (["--figure", "masks", "--output", "a.png"], "--cfg takes one file here"),
+        (
+            ["--figure", "curves", *config, *run, "--output", "a.png"],
+            "[DIR ...] and no --cfg",
+        ),
     ):
         with pytest.raises(SystemExit) as error:
             main(words)
         assert error.value.code == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [
+        ("masks", "--run a"),
+        ("confusion", "--run a --scalar loss"),
+        ("reconstruction", "--ratio 0.5"),
+        ("attention", "--masks 3"),
+        ("copy-paste", "--layer 1"),
+        ("masks", "--label x"),
+        ("frames", "--seed 1"),
+        ("curves", "--run a --video b.mp4"),
+    ],
+)
+def test_options_of_another_figure_are_refused(capsys, figure, words):
+    with pytest.raises(SystemExit):
+        tool_main()(["--figure", figure, "--output", "a.png", *words.split()])
+    option = words.split()[-2]
+    assert f"--figure {figure} takes no {option}, only --" in capsys.readouterr().err
+
+
+def test_options_reach_the_figures(project, tmp_path, capsys):
+    """Each changes the picture, or what the log says of it."""
+    video = str(project.videos / "video_0.mp4")
+    config = ["--cfg", str(project.config), "--video", video]
+    overrides = ["--opts", *project.overrides, "DATA.TRAIN_CROP_SIZE", "64"]
+    overrides += ["DATA.TEST_CROP_SIZE", "64"]
+
+    def draw(*words):
+        path = tmp_path / "a.png"
+        assert tool_main()([*words, "--output", str(path), *config, *overrides]) == 0
+        return path.read_bytes()
+
+    assert draw("--figure", "masks") == draw("--figure", "masks", "--seed", "0")
+    assert draw("--figure", "masks") != draw("--figure", "masks", "--seed", "3")
+    capsys.readouterr()
+    draw("--figure", "copy-paste", "--ratio", "0.3", "--masks", "2")
+    log = capsys.readouterr().out
+    assert log.count("means over 2 masks") == 2
+    assert "uniform 30 %" in log
+    assert "15 %" not in log

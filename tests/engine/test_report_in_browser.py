@@ -30,20 +30,32 @@ const result = [];
 for (const frame of document.querySelectorAll("iframe")) {
   const page = frame.contentDocument;
   const pictures = [...page.images];
-  const broken_words = [...page.querySelectorAll("th, td")].filter(cell => {
-    if (!cell.textContent || /\\s/.test(cell.textContent) || cell.textContent.length > 24)
-      return false;
-    const range = page.createRange();
-    range.selectNodeContents(cell);
-    return range.getClientRects().length > 1;
-  });
+  // Cells may be broken at spaces and after / . _ -, but not within what stands between them.
+  const broken_words = [];
+  for (const cell of page.querySelectorAll("th, td")) {
+    const nodes = [], walker = page.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    while (walker.nextNode()) nodes.push(walker.currentNode);
+    const place = offset => {
+      for (const node of nodes) {
+        if (offset <= node.length) return [node, offset];
+        offset -= node.length;
+      }
+    };
+    for (const segment of cell.textContent.matchAll(/[^\\s\\/._-]+[\\/._-]*/g)) {
+      const range = page.createRange();
+      range.setStart(...place(segment.index));
+      range.setEnd(...place(segment.index + segment[0].length));
+      const lines = new Set([...range.getClientRects()].filter(r => r.width).map(r => r.top));
+      if (lines.size > 1) broken_words.push(segment[0]);
+    }
+  }
   result.push({
     width: frame.clientWidth,
     overflow: page.documentElement.scrollWidth - page.documentElement.clientWidth,
     pictures: pictures.length,
     broken: pictures.filter(p => !p.complete || !p.naturalWidth || !p.clientWidth).length,
     least_picture: Math.min(...pictures.map(p => p.clientWidth)),
-    broken_words: broken_words.map(cell => cell.textContent),
+    broken_words: broken_words,
     outside: [...page.querySelectorAll("table, img")].filter(
       e => !e.closest(".wide") && e.getBoundingClientRect().right > frame.clientWidth).length,
   });
@@ -104,6 +116,8 @@ def write_run(folder, seed):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     deep = "/a_folder_with_a_name" * 12
     config = {"OUTPUT_DIR": f"{deep}/{seed}", "TRAIN": {"CHECKPOINT_FILE_PATH": f"{deep}{seed}"}}
+    config["TASK"] = {"unmasked_heads": ["classification", "contrast", "token", str(seed)]}
+    config["MODEL"] = {"name": "vit_base_patch16_224.augreg_in21k_ft_in1k"[seed:]}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
@@ -130,9 +144,12 @@ def test_the_look_finds_what_is_wrong(browser, tmp_path):
             '<table style="width: 2rem; overflow-wrap: anywhere"><tr>',
             '<td style="white-space: normal">WordThatIsCutUp</td>',
             "<td>x</td></tr></table><table style='width: 1500px'><tr><td>y</td></tr></table>",
+            '<table style="width: 8rem; table-layout: fixed; overflow-wrap: anywhere"><tr>',
+            '<td style="white-space: normal">a/path.of/<wbr>PartsOfWhichOneIsCutUp</td>',
+            "</tr></table>",
         ],
     )
     for entry in look_at(browser, tmp_path, page):
         assert entry["overflow"] > 2000 - entry["width"] - 1
         assert (entry["pictures"], entry["broken"], entry["outside"]) == (1, 1, 1)
-        assert entry["broken_words"] == ["WordThatIsCutUp"]
+        assert entry["broken_words"] == ["WordThatIsCutUp", "PartsOfWhichOneIsCutUp"]

@@ -3,6 +3,9 @@
 import base64
 import csv
 import json
+import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from tiny_project import make_tiny_project
 from web_page import Page
@@ -101,7 +105,7 @@ def test_the_page_needs_nothing_else_and_holds_the_pictures_unchanged(trained, t
     shutil.copytree(trained / "finetune", folder)
     image = np.random.default_rng(0).integers(0, 256, (8, 9, 3)).astype(np.uint8)
     save_image(folder / "pictures/masks.png", image)
-    (folder / "film.mp4").write_bytes(b"film")
+    (folder / "film.mp4").write_bytes(b"\0\0\0\x20ftypisom")
     page, text = report(tmp_path, folder)
     assert all(source.startswith("data:") for source in page.sources)
     assert all(target.startswith(("data:", "#")) for target in page.targets)
@@ -140,8 +144,8 @@ def test_what_is_missing_is_said(tmp_path):
         "There are no checkpoints.",
     ):
         assert text in page.paragraphs
-    assert any("does not tell the versions" in text for text in page.paragraphs)
-    assert any("TRAIN.TOKEN_STORE (none configured): not found" in t for t in page.paragraphs)
+    assert any("does not tell what it ran with" in text for text in page.paragraphs)
+    assert "TRAIN.TOKEN_STORE: not known." in page.paragraphs
 
 
 def test_bad_videos_of_the_test_and_of_the_stores(trained, tmp_path):
@@ -273,14 +277,142 @@ def test_several_runs_stand_side_by_side(trained, tmp_path):
     assert {target for target in page.targets if target[0] == "#"} == {f"#{i}" for i in page.ids}
 
 
-def test_versions_come_from_the_result_above(trained, tmp_path):
+def versions_of(page):
+    """Of each file that tells them, and last those of the report."""
+    return [dict(table[1:]) for table in page.tables if table[0] == ["package", "version"]]
+
+
+def told_of(page):
+    """Hardware and so on, of each file."""
+    tables = [table[1:] for table in page.tables if table[0] == ["run on", "value"]]
+    return [dict(table) for table in tables]
+
+
+def test_a_run_writes_what_it_ran_with(trained, tmp_path):
+    for folder in ("pretrain", "finetune", "finetune/test"):
+        content = json.loads((trained / folder / "environment.json").read_text())
+        assert content["versions"]["torch"] == torch.__version__
+        assert content["versions"]["numpy"] == np.__version__
+        assert content["versions"]["python"] == platform.python_version()
+        assert content["hardware"].endswith((" thread", " threads"))
+        assert content["hardware"].split(", ")[-1].split()[0] == str(torch.get_num_threads())
+        assert content["processes"] == 1
+        assert content["command"] == shlex.join(sys.argv)
+    page, _ = report(tmp_path, trained / "finetune")
+    own, of_report = versions_of(page)  # the test's are the same
+    assert own == content["versions"]
+    assert of_report["torch"] == torch.__version__
+    assert told_of(page) == [{k: str(content[k]) for k in ("hardware", "processes", "command")}]
+
+
+def test_a_test_on_another_machine_is_told_apart(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained / "finetune", folder)
+    content = json.loads((folder / "test/environment.json").read_text())
+    content |= {"hardware": "Another GPU", "versions": {"torch": "9.9"}}
+    (folder / "test/environment.json").write_text(json.dumps(content))
+    page, _ = report(tmp_path, folder)
+    assert [found["torch"] for found in versions_of(page)[:-1]] == [torch.__version__, "9.9"]
+    assert [told["hardware"] for told in told_of(page)][1] == "Another GPU"
+
+
+@pytest.mark.parametrize(
+    ("name", "at"), [("result.json", "demo"), ("stage.json", "demo/seed_0/finetune")]
+)
+def test_versions_of_older_runs_come_from_what_stands_beside_or_above(trained, tmp_path, name, at):
+    """The demo's result, and the record of a table's stage."""
     folder = tmp_path / "demo/seed_0/finetune"
     shutil.copytree(trained / "finetune", folder)
-    (tmp_path / "demo/result.json").write_text(json.dumps({"versions": {"torch": "1.2.3"}}))
+    for path in list(folder.rglob("environment.json")):
+        path.unlink()
+    content = {"versions": {"torch": "1.2.3"}, "hardware": "A GPU", "command": "python x.py"}
+    (tmp_path / at / name).write_text(json.dumps(content))
     page, _ = report(tmp_path, folder)
-    tables = [table[1:] for table in page.tables if table[0] == ["package", "version"]]
-    assert tables[0] == [["torch", "1.2.3"]]
-    assert dict(tables[1])["numpy"] == np.__version__
+    found, of_report = versions_of(page)
+    assert found == {"torch": "1.2.3"}
+    assert of_report["numpy"] == np.__version__
+    assert told_of(page) == [{"hardware": "A GPU", "command": "python x.py"}]
+    assert any(str(tmp_path / at / name) in text for text in page.paragraphs)
+
+
+def write_run(folder, losses=(3.0, 2.0, 1.0), **config):
+    """An OUTPUT_DIR with a curve, and a configuration if there is one."""
+    folder.mkdir(parents=True)
+    events = [{"_type": "x", "update": u, "loss": float(v)} for u, v in enumerate(losses, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    if config:
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_values_that_are_not_finite_are_counted(tmp_path):
+    diverged = write_run(tmp_path / "runs/a", (1.0, 0.5, "nan"))
+    lost = write_run(tmp_path / "runs/b", ("inf",) * 9)
+    page, _ = report(tmp_path, diverged)
+    assert "x/loss (1 value not finite, update 3): drawn without." in page.paragraphs
+    page, _ = report(tmp_path, diverged, lost)
+    updates = "updates 1, 2, 3, 4, 5, ..., 9"
+    assert f"x/loss (9 values not finite, {updates}): drawn without." in page.paragraphs
+    assert "a: x/loss (1 value not finite, update 3), left out here." in page.paragraphs
+    page, _ = report(tmp_path, lost)
+    assert f"x/loss (9 values not finite, {updates}): drawn without." in page.paragraphs
+
+
+def test_pictures_of_stages_are_shown_once(tmp_path):
+    run = write_run(tmp_path / "run", SEED=1)
+    image = np.zeros((2, 2, 3), np.uint8)
+    for stage in (0, 1):
+        save_image(write_run(run / f"stage_{stage}") / f"drawn/{stage}.png", image)
+    save_image(run / "stage_show/own.png", image)  # no stage
+    (run / "stage_0/drawn/x.svg").write_text("<svg/>")
+    page, text = report(tmp_path, run)
+    captions = re.findall("<figcaption>([^<]*)", text)
+    assert captions == ["stage_show/own.png", "drawn/0.png", "drawn/1.png"]
+    assert [t for t in page.paragraphs if "x.svg" in t] == [
+        "Not shown, only .png, .gif, .jpg, .jpeg, .mp4 are: drawn/x.svg."
+    ]
+
+
+def test_pictures_that_are_none_are_named(tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / "empty.png").write_bytes(b"")
+    (run / "text.gif").write_bytes(b"GIF89 of old")
+    (run / "film.mp4").write_bytes(b"ftypisom")
+    (run / "photo.JPG").write_bytes(b"\xff\xd8\xff\xe0rest")
+    (run / "b.webp").write_bytes(b"RIFF")
+    (run / "a.svg").write_text("<svg/>")
+    page, text = report(tmp_path, run)
+    assert re.findall("<figcaption>([^<]*)", text) == ["photo.JPG"]
+    for expected in (
+        "empty.png is empty, so it is not shown.",
+        "text.gif does not begin as image/gif does, so it is not shown.",
+        "film.mp4 does not begin as video/mp4 does, so it is not shown.",
+        "Not shown, only .png, .gif, .jpg, .jpeg, .mp4 are: a.svg, b.webp.",
+    ):
+        assert expected in page.paragraphs
+    assert text.count('class="missing">empty.png is empty') == 1
+
+
+def test_a_store_that_is_not_configured_is_no_defect(tmp_path):
+    run = write_run(tmp_path / "run", TRAIN={"TOKEN_STORE": "gone"}, TEST={"TOKEN_STORE": ""})
+    page, text = report(tmp_path, run)
+    assert "<p>No TEST.TOKEN_STORE is configured.</p>" in text
+    assert any(t.startswith("TRAIN.TOKEN_STORE (gone): not found") for t in page.paragraphs)
+
+
+def test_runs_without_a_difference_are_said_to_have_none(tmp_path):
+    runs = [write_run(tmp_path / f"runs/{name}", SEED=1) for name in "ab"]
+    page, _ = report(tmp_path, *runs)
+    assert "0 keys differ." in page.paragraphs
+    assert all(len(table) > 1 for table in page.tables)
+    (runs[1] / "config.yaml").write_text("SEED: 2")
+    for folder in runs:
+        (folder / "metrics.jsonl").write_text("")
+    page, _ = report(tmp_path, *runs)
+    assert "1 keys differ." in page.paragraphs
+    assert page.table("key", "a", "b") == [["SEED", "1", "2"]]
+    assert "No run has scalars." in page.paragraphs
+    assert all(len(table) > 1 for table in page.tables)
 
 
 def test_folders_that_are_no_runs_and_broken_files_are_named(trained, tmp_path):

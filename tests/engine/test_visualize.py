@@ -18,7 +18,8 @@ from vimpac_ext.config import ConfigError
 from vimpac_ext.data import SpatialView, VideoReader
 from vimpac_ext.data.decode import VideoDecodeError
 from vimpac_ext.engine import prepare
-from vimpac_ext.engine.checkpoint import CheckpointError
+from vimpac_ext.engine.assembly import build_task
+from vimpac_ext.engine.checkpoint import FORMAT, CheckpointError
 from vimpac_ext.engine.requirements import MissingInputError
 from vimpac_ext.engine.visualize import complete_tokens, reconstruct, visualize
 from vimpac_ext.maskers import BlockMasker
@@ -109,10 +110,10 @@ class Favours(nn.Module):
         return {"token_logits": logits}
 
 
-def made_task(mask, heads):
+def made_task(mask, heads, backbone=lambda tokens: {"seen": tokens}):
     return SimpleNamespace(
         masker=lambda tokens, generator: mask[None],
-        backbone=lambda tokens: {"seen": tokens},
+        backbone=backbone,
         heads=nn.ModuleDict(heads),
         special=SpecialTokens(VOCAB_SIZE),
     )
@@ -130,6 +131,109 @@ def test_completed_tokens_are_codes_where_hidden_and_the_same_elsewhere():
     assert not mask[2].any()  # padding is not hidden
     torch.testing.assert_close(completed[~mask], tokens[~mask], rtol=0, atol=0)
     assert (completed[mask] == 7).all()
+
+
+def test_the_model_sees_no_token_that_it_is_asked_for():
+    tokens = torch.randint(8, VOCAB_SIZE, (3, 2, 2), generator=torch.Generator().manual_seed(0))
+    tokens[2] = SpecialTokens(VOCAB_SIZE).pad
+    drawn = torch.tensor([[[1, 0], [0, 1]]] * 3).bool()
+    seen = []
+
+    def backbone(clip):
+        seen.append(clip.clone())
+        return {}
+
+    complete_tokens(made_task(drawn, {"token": Favours()}, backbone), tokens, torch.Generator())
+    [[clip]] = seen
+    assert (clip[:2][drawn[:2]] == SpecialTokens(VOCAB_SIZE).mask).all()
+    assert torch.equal(clip[:2][~drawn[:2]], tokens[:2][~drawn[:2]])
+    assert torch.equal(clip[2], tokens[2])  # padding
+
+
+PIXELS = [
+    "BACKBONE",
+    "{NAME: TimmSpaceTime, model: vit_tiny_patch16_224, attention: joint, "
+    "options: {patch_size: 4, embed_dim: 16, depth: 1, num_heads: 2}}",
+    *("DATA.TOKENS", "online", "TRAIN.TOKEN_STORE", ""),
+    *("HEADS.contrast", "null", "LOSSES.contrast", "null"),
+]
+
+
+def untrained(project, folder, overrides):
+    """A configuration and its task, whose checkpoint lies in a folder."""
+    loaded = load(project, *overrides, "OUTPUT_DIR", str(folder))
+    torch.manual_seed(1)
+    task = build_task(loaded.cfg)
+    folder.mkdir()
+    torch.save(
+        {"format": FORMAT, "model_state": task.state_dict(), "facts": {}, "update": 1},
+        folder / "checkpoint_epoch_00001.pyth",
+    )
+    return loaded, task.eval()
+
+
+@pytest.mark.parametrize("overrides", [[], PIXELS], ids=["tokens", "pixels"])
+@pytest.mark.parametrize("video", ["video_0.mp4", "short.mp4"])
+def test_predictions_are_those_of_a_training_step(project, tmp_path, overrides, video):
+    """Of the same clip with the same mask; here the features of pixels have twice the grid."""
+    loaded, task = untrained(project, tmp_path / "run", overrides)
+    video = str(project.videos / video)
+    [clip] = visualize(loaded, tmp_path / "picture.png", [video], seed=4)
+    frames = torch.full((3, 3, 16, 16), torch.nan)
+    frames[: len(clip.original)] = as_frames(clip.original)
+    tokenizer, special = tokenizer_of(project), SpecialTokens(VOCAB_SIZE)
+    real = tokenizer.encode(as_frames(clip.original))
+    tokens = torch.cat([real, torch.full((3 - len(real), 2, 2), special.pad)])
+    mask = BlockMasker(3)(tokens[None], torch.Generator().manual_seed(4))[0]
+    mask[len(real) :] = False
+    assert clip.mask_ratio == pytest.approx(mask[: len(real)].float().mean().item())
+    both = mask.expand(2, 3, 2, 2)
+    logits = []
+    task.heads["token"].register_forward_hook(lambda head, i, o: logits.append(o["token_logits"]))
+    shown = frames.transpose(0, 1) if overrides else tokens
+    batch = {
+        "clips": torch.stack([shown, shown])[None],
+        "mask": both,
+        "mask_positions": both.flatten().nonzero().squeeze(1),
+        "hidden": torch.where(both, special.mask, tokens),
+    }
+    with torch.inference_mode():
+        scalars = task.training_step(batch, torch.Generator())
+    assert clip.accuracy == pytest.approx(float(scalars["mask_accuracy"]))
+    completed = tokens.clone()
+    completed[mask] = logits[0][: int(mask.sum()), :VOCAB_SIZE].argmax(-1)
+    expected = as_images(tokenizer.decode(completed[: len(real)]))
+    np.testing.assert_array_equal(clip.completed, expected)
+
+
+def test_pixels_are_blank_where_tokens_are_hidden(project, tmp_path):
+    _, task = untrained(project, tmp_path / "run", PIXELS)
+    pixels, mask = torch.rand(3, 3, 16, 16), torch.zeros(3, 2, 2, dtype=torch.bool)
+    pixels[:, 2] = torch.nan
+    mask[0, 1, 0] = True
+    seen = []
+    task.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    tokens = torch.zeros(3, 2, 2, dtype=torch.int64)
+    tokens[2] = SpecialTokens(VOCAB_SIZE).pad
+    hide = lambda tokens, generator: mask[None]  # noqa: E731
+    with torch.inference_mode():
+        complete_tokens(task, tokens, torch.Generator(), hide, pixels)
+    [[clip]] = seen
+    colours = torch.as_tensor(task.backbone.mean).flatten()
+    for channel, colour in enumerate(colours.expand(3)):
+        assert (clip[channel, 0, 8:, :8] == colour).all()
+        assert (clip[channel, 2] == colour).all()
+    seen_part = torch.ones(3, 16, 16, dtype=torch.bool)
+    seen_part[0, 8:, :8] = seen_part[2] = False
+    assert torch.equal(clip[:, seen_part], pixels[:, seen_part])
+
+
+def test_the_mask_of_a_video_does_not_depend_on_those_before_it(project, tmp_path):
+    first, second = (str(project.videos / name) for name in ("short.mp4", "video_0.mp4"))
+    [alone] = visualize(load(project), tmp_path / "a.png", [second], seed=5)
+    _, after = visualize(load(project), tmp_path / "b.png", [first, second], seed=5)
+    np.testing.assert_array_equal(alone.masked, after.masked)
+    assert 0 < alone.mask_ratio < 1
 
 
 def test_accuracy_and_mask_ratio_count_neither_padding_nor_what_is_seen(project):

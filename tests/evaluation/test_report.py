@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vimpac_ext.evaluation import PROTOCOL_KEYS, MultiViewEvaluator, write_report
-from vimpac_ext.evaluation.confusion_plot import save_confusion_plot
+from vimpac_ext.evaluation.confusion_plot import axis_names, save_confusion_plot
 from vimpac_ext.structures import VideoRecord
 
 NAMES = ["left, up", "right", "приём"]
@@ -134,6 +134,15 @@ def test_wrong_input_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="2 class names"):
         write_report(tmp_path, make_result(), RECORDS, NAMES[:2], PROTOCOL)
     assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_cut_short_alike_get_their_numbers():
+    sentence = "Lifting a surface with something on it but not enough"
+    names = axis_names([f"{sentence} {i}" for i in range(3)])
+    assert len(set(names)) == 3
+    assert [name.split()[-1] for name in names] == ["0", "1", "2"]
+    assert axis_names(["open", sentence]) == ["open", f"{sentence[:37]}..."]
+    assert axis_names(list("abcdefghijklmnopqrstu"))[20] == "u  20"
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 8, 30])

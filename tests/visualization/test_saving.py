@@ -1,5 +1,7 @@
 """Sheets, slides and animations, read back from their files."""
 
+from dataclasses import replace
+
 import av
 import numpy as np
 import PIL.Image
@@ -47,6 +49,40 @@ def test_long_labels_widen_the_column_of_labels():
     image = (wide == COLOURS[0]).all(-1)
     label = (wide < 60).all(-1)
     assert label.any(0).nonzero()[0].max() < image.any(0).nonzero()[0].min()
+
+
+@pytest.mark.parametrize("draw", [draw_sheet, lambda blocks: draw_slides(blocks)[0]])
+@pytest.mark.parametrize("letter", ["W", "i", "\u5f71"])
+def test_titles_are_cut_at_their_ends_and_at_no_edge(draw, letter):
+    """Of letters of any width; the beginning, by which videos are told apart, stays."""
+    titled = [replace(block(), title=f"Beginning {n} {letter * 300}") for n in (1, 2)]
+    first, second = (draw([one]) for one in titled)
+    short = draw([replace(block(), title="Beginning 1 ")])
+    assert first.shape == second.shape == short.shape
+    text = (first[:34] < 100).all(-1).any(0)
+    assert not text[-10:].any()
+    assert text[-60:].any()  # nearly all of the width is used
+    np.testing.assert_array_equal(first[:34, :100], short[:34, :100])
+    assert (first != second).any()
+
+
+def test_wide_letters_widen_the_columns_of_labels_and_captions():
+    labels, captions = ("W" * 30, "b"), ("W" * 30,) * 3
+    for picture in (draw_sheet([block(labels=labels)]), draw_slides([block(labels=labels)])[0]):
+        letters = (picture[34:] < 60).all(-1)
+        assert not letters[:, -8:].any()
+    sheet = draw_sheet([block(labels=labels)])
+    assert dark_columns(sheet[34 : 34 + 288]).max() < (sheet == COLOURS[0]).all(-1).any(0).argmax()
+    # Captions do not run into each other: between those of columns there is white.
+    sheet = draw_sheet([block(captions=captions)])
+    columns = dark_columns(sheet[34 + 288 + 4 :][:20])
+    assert (np.diff(columns) >= 4).sum() >= 2
+    assert columns.max() < sheet.shape[1] - 8
+
+
+def dark_columns(picture):
+    """Columns of pixels with letters."""
+    return (picture < 60).all(-1).any(0).nonzero()[0]
 
 
 def test_slides_show_one_moment_each_of_all_rows():

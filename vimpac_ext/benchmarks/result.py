@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from vimpac_ext.engine.environment import processor
 
 
 @dataclass
@@ -33,7 +34,7 @@ def machine() -> dict[str, Any]:
     """Hardware and versions that the numbers depend on, and how busy the machine was."""
     load = os.getloadavg()[0]
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average": round(load, 1),
@@ -82,12 +83,3 @@ def speeds_in_turns(
         name: Speed(*(statistics.median(column) for column in zip(*speeds, strict=True)))
         for name, speeds in measured.items()
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 
 from vimpac_ext.config import (
@@ -21,6 +22,7 @@ from vimpac_ext.engine.assembly import build_task, check_components
 from vimpac_ext.engine.checkpoint import find_checkpoint, load_model
 from vimpac_ext.engine.devices import device_of
 from vimpac_ext.engine.distributed import from_main, is_main
+from vimpac_ext.engine.environment import write_config
 from vimpac_ext.engine.events import open_events
 from vimpac_ext.engine.features import AS_BUILT
 from vimpac_ext.engine.knn_monitor import evaluate_knn
@@ -29,7 +31,7 @@ from vimpac_ext.engine.requirements import require_inputs
 from vimpac_ext.engine.stages import begin, train_stages
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.wandb_log import wandb_options
-from vimpac_ext.files import atomic_write, is_remote
+from vimpac_ext.files import is_remote
 from vimpac_ext.plugins import import_builtin_components, import_plugins
 
 _logger = logging.getLogger(__name__)
@@ -103,15 +105,18 @@ def run(loaded: LoadedConfig, local_rank: int = 0) -> dict[str, Any]:
     else:
         tester = begin(cfg, device)
         task = build_task(cfg).to(device) if tester is not None else None
-    result = {} if tester is None else _test(cfg, task, tester, update, folder)
+    result = {} if tester is None else _test(cfg, task, tester, update, device)
     if cfg.KNN.ENABLE and not cfg.TRAIN.ENABLE and is_main():
         result = {**result, "knn": evaluate_knn(cfg, device, folder / "knn")}
     _copy_output(loaded.cfg)
     return result
 
 
-def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) -> dict[str, Any]:
+def _test(
+    cfg: CfgNode, task: Any, tester: Tester, update: int, device: torch.device
+) -> dict[str, Any]:
     """Loads the checkpoint to test, unless it is the model just trained, and tests."""
+    folder = Path(cfg.OUTPUT_DIR)
     wanted = cfg.TEST.CHECKPOINT_FILE_PATH
     if wanted != AS_BUILT and (wanted or not cfg.TRAIN.ENABLE):
         path = find_checkpoint(wanted or folder)
@@ -119,8 +124,7 @@ def _test(cfg: CfgNode, task: Any, tester: Tester, update: int, folder: Path) ->
         _logger.info("testing %s", path)
     result = tester.report(task, folder / "test")
     if is_main():  # of a test without a training, too, and where that had another configuration
-        with atomic_write(folder / "test" / "config.yaml") as file:
-            file.write(cfg.dump())
+        write_config(folder / "test", cfg, device)
     with open_events(folder, cfg.TENSORBOARD, wandb=wandb_options(cfg)) as events:
         accuracies = {f"{name}_acc": f"{result[name]:.2f}" for name in ("top1", "top5")}
         protocol = {"split": "test_final", "protocol_id": result["protocol_id"]}

@@ -15,13 +15,13 @@ from vimpac_ext.engine.checkpoint import take_weights
 from vimpac_ext.engine.checkpoint_files import require_same_facts
 from vimpac_ext.engine.devices import allow_tf32
 from vimpac_ext.engine.distributed import from_main, is_main
+from vimpac_ext.engine.environment import write_config
 from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.remote import mirror_of
 from vimpac_ext.engine.rng import seed_rng
 from vimpac_ext.engine.stage_progress import first_unfinished, has_checkpoint
 from vimpac_ext.engine.tester import Tester
 from vimpac_ext.engine.training import train, training_clips, update_sampler
-from vimpac_ext.files import atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -66,8 +66,7 @@ def train_stages(loaded: LoadedConfig, device: torch.device) -> tuple[Any, int, 
         if len(stages) - first > 1:
             _rehearse(stages, first, device)
         if is_main():
-            with atomic_write(Path(loaded.cfg.OUTPUT_DIR) / "config.yaml") as file:
-                file.write(loaded.cfg.dump())
+            write_config(Path(loaded.cfg.OUTPUT_DIR), loaded.cfg, device)
     result: tuple[Any, int] | None = None
     for index in range(first, len(stages)):
         result = None  # the model of the stage before makes room for this one's

@@ -21,6 +21,7 @@ from vimpac_ext.engine.checkpoint import (
 )
 from vimpac_ext.engine.config_changes import config_changes
 from vimpac_ext.engine.distributed import is_main, rank, world_size
+from vimpac_ext.engine.environment import write_config
 from vimpac_ext.engine.events import EventLog, open_events
 from vimpac_ext.engine.knn_monitor import KnnMonitor
 from vimpac_ext.engine.memory_format import match_memory_formats
@@ -35,7 +36,6 @@ from vimpac_ext.engine.tester import Tester, require_labels
 from vimpac_ext.engine.trainer import Trainer, TrainerOptions
 from vimpac_ext.engine.training_pictures import TrainingPictures
 from vimpac_ext.engine.wandb_log import wandb_options
-from vimpac_ext.files import atomic_write
 
 _logger = logging.getLogger(__name__)
 
@@ -103,8 +103,7 @@ def train(
     if checkpoint is None:
         checkpointer.begin_anew()
     if is_main():
-        with atomic_write(folder / "config.yaml") as file:
-            file.write(cfg.dump())
+        write_config(folder, cfg, device)
     _announce(task, len(clips), sampler)
     first_update = sampler.first_update + 1
     with open_events(folder, cfg.TENSORBOARD, first_update, wandb_options(cfg)) as events:

@@ -23,7 +23,7 @@ from vimpac_ext.engine.figures.clips import (
 from vimpac_ext.maskers import corrupt
 from vimpac_ext.registries import TASKS
 from vimpac_ext.tasks.objective import apply_heads
-from vimpac_ext.tasks.pretrain import Masker, PretrainTask
+from vimpac_ext.tasks.pretrain import Masker, PretrainTask, at_token_grid
 from vimpac_ext.visualization import (
     Reconstruction,
     fill_hidden,
@@ -44,7 +44,7 @@ def visualize(
         loaded: configuration of a pre-training, from `vimpac_ext.engine.prepare`.
         picture: PNG, GIF or MP4 file to write.
         videos: files; none = the first video of TRAIN.DATASET.
-        seed: of the masks.
+        seed: of the mask of each video.
 
     Returns:
         What was drawn, one for each video.
@@ -71,9 +71,10 @@ def visualize(
     task.to(device).eval()
     _logger.info("model of %s, view %s", checkpoint, training_view(cfg).name)
 
-    generator = torch.Generator(device).manual_seed(seed)
     reconstructions = []
     for name, frames in clips:
+        # For each anew: the mask of a video does not depend on those before it.
+        generator = torch.Generator(device).manual_seed(seed)
         reconstruction = reconstruct(name, frames, cfg.DATA.NUM_FRAMES, tokenizer, task, generator)
         _logger.info(
             "%s: %.1f %% of the tokens hidden, %.1f %% of these predicted right",
@@ -107,7 +108,8 @@ def reconstruct(
         generator: source of the mask.
 
     Raises:
-        ValueError: if the tokenizer has no decoder.
+        ValueError: if the tokenizer has no decoder, or a backbone that reads pixels gives no
+            features.
         ConfigError: if no head predicts tokens.
     """
     num_real = len(frames)
@@ -115,7 +117,9 @@ def reconstruct(
     tokenized = tokenizer.decode(real)
     padding = real.new_full((num_frames - num_real, *real.shape[1:]), task.special.pad)
     tokens = torch.cat([real, padding])
-    mask, completed = complete_tokens(task, tokens, generator)
+    missing = frames.new_full((num_frames - num_real, *frames.shape[1:]), torch.nan)
+    pixels = torch.cat([frames, missing]).transpose(0, 1)
+    mask, completed = complete_tokens(task, tokens, generator, pixels=pixels)
     # Padding is neither hidden nor predicted, and has no picture.
     mask, completed = mask[:num_real], completed[:num_real]
     images = to_images(frames)
@@ -133,7 +137,11 @@ def reconstruct(
 
 
 def complete_tokens(
-    task: PretrainTask, tokens: Tensor, generator: torch.Generator, masker: Masker | None = None
+    task: PretrainTask,
+    tokens: Tensor,
+    generator: torch.Generator,
+    masker: Masker | None = None,
+    pixels: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Hides tokens of one clip and puts the likeliest ones in their place.
 
@@ -142,18 +150,27 @@ def complete_tokens(
         tokens: int64 (T, h, w), padding included.
         generator: source of the mask.
         masker: draws the mask; None = the task's.
+        pixels: float (3, T, H, W) in [0, 1], padding NaN: what the tokens were made from. Needed
+            by a backbone that reads pixels only.
 
     Returns:
         The mask, bool (T, h, w), and the completed tokens, int64 (T, h, w).
 
     Raises:
         ConfigError: if no head predicts tokens.
+        ValueError: if a backbone that reads pixels gives no features.
     """
     masker = masker or task.masker
     assert masker is not None
     clip = tokens[None]
     hidden, mask = corrupt(clip, masker(clip, generator), task.special)
-    outputs = apply_heads(task.heads, {**task.backbone(hidden), "mask": mask})
+    if getattr(task.backbone, "input_kind", "tokens") == "pixels":
+        assert pixels is not None
+        # As in training: blank where tokens are hidden, and brought to the tokens' grid.
+        encoded = at_token_grid(task.backbone(task.blank(pixels[None], mask)), mask.shape[1:])
+    else:
+        encoded = task.backbone(hidden)
+    outputs = apply_heads(task.heads, {**encoded, "mask": mask})
     if "token_logits" not in outputs:
         names = ", ".join(type(head).__name__ for head in task.heads.values())
         raise ConfigError(f"HEADS ({names}) has none that predicts tokens, such as MaskedTokenHead")

@@ -1,6 +1,5 @@
 """Picture of a confusion matrix, legible from a handful of classes to 400."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimpac_ext.files import atomic_write
+from vimpac_ext.visualization.texts import drawable, missing_letters_as_boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,7 @@ def save_confusion_plot(
     num_classes = len(counts)
     # Inches from one row to the next: wide for numbers in the cells, else room for a name.
     pitch = 0.5 if num_classes <= _NUMBERED_CLASSES else float(np.clip(30 / num_classes, 0.11, 0.3))
-    names = [_shorten(name) for name in class_names]
-    if num_classes > _NUMBERED_CLASSES:  # The number tells names apart that were cut short.
-        names = [f"{name}  {label}" for label, name in enumerate(names)]
+    names = axis_names(class_names)
     font_size = min(9.0, 0.8 * pitch * _POINTS_PER_INCH)
     name_inches = max(map(len, names)) * font_size * 0.6 / _POINTS_PER_INCH
     side = pitch * num_classes
@@ -54,10 +52,19 @@ def save_confusion_plot(
         (left + (side + 0.2) / width, bottom, 0.2 / width, min(side, 6.0) / height)
     )
     _draw(axes, color_axes, counts, names, font_size)
-    with warnings.catch_warnings(), atomic_write(path, "wb") as file:
-        # The font lacks the letters of some languages; a box is drawn instead.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with missing_letters_as_boxes(), atomic_write(path, "wb") as file:
         figure.savefig(file, format="png")
+
+
+def axis_names(class_names: Sequence[str]) -> list[str]:
+    """What stands at the rows and columns: names, long ones cut short.
+
+    The number of the class follows where there are many classes, or where names are alike.
+    """
+    names = [_shorten(name) for name in class_names]
+    if len(names) > _NUMBERED_CLASSES or len(set(names)) < len(names):
+        names = [f"{name}  {label}" for label, name in enumerate(names)]
+    return names
 
 
 def _draw(
@@ -97,5 +104,5 @@ def _draw(
 
 
 def _shorten(name: str) -> str:
-    name = name.encode("utf-8", "replace").decode("utf-8")
+    name = drawable(name)
     return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 3]}..."

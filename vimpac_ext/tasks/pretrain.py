@@ -111,7 +111,7 @@ class PretrainTask(nn.Module):
         unmasked = {name: self.heads[name] for name in self.unmasked_heads}
         masked = {name: head for name, head in self.heads.items() if name not in unmasked}
         if unmasked or self.masker is None:
-            original = self._blank(clips) if self.reads_pixels else tokens
+            original = self.blank(clips) if self.reads_pixels else tokens
             outputs |= apply_heads(unmasked, self.backbone(original))
         # Last: a loss that reads "cls" or "features" gets those of this pass, where there is one.
         if self.masker is not None and (masked or not unmasked):
@@ -119,7 +119,7 @@ class PretrainTask(nn.Module):
             mask, positions = drawn["mask"], drawn["mask_positions"]
             targets["token_targets"] = tokens.flatten().index_select(0, positions)
             if self.reads_pixels:
-                encoded = at_token_grid(self.backbone(self._blank(clips, mask)), mask.shape[1:])
+                encoded = at_token_grid(self.backbone(self.blank(clips, mask)), mask.shape[1:])
             else:
                 hidden = drawn["hidden"]
                 encoded = self.backbone(torch.where(hidden == UNKNOWN, tokens, hidden))
@@ -161,7 +161,7 @@ class PretrainTask(nn.Module):
             clips: int64 (N, T, H, W), or float (N, 3, T, H, W) where ``input_kind`` is "pixels".
         """
         if self.reads_pixels:
-            clips = self._blank(clips)
+            clips = self.blank(clips)
         elif self.tokenize is not None:
             clips = self.tokenize(clips)
         outputs: dict[str, Tensor] = self.backbone(clips)
@@ -178,8 +178,13 @@ class PretrainTask(nn.Module):
         drawn = {"mask": mask, "mask_positions": mask.flatten().nonzero().squeeze(1)}
         return drawn if self.reads_pixels else {**drawn, "hidden": hidden}
 
-    def _blank(self, clips: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The mean colour, zero after normalisation, at padding and where tokens are masked."""
+    def blank(self, clips: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The mean colour, zero after normalisation, at padding and where tokens are masked.
+
+        Args:
+            clips: float (N, 3, T, H, W); frames of NaN are padding.
+            mask: bool (N, T, h, w), True = masked; None = nothing is.
+        """
         blank = clips.isnan()
         if mask is not None:
             rows, columns = (

@@ -7,6 +7,7 @@ from vimpac_ext.visualization.curves import (
     curve_names,
     draw_curves,
     line_styles,
+    png_of,
     run_labels,
     save_plot,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "line_styles",
     "nearest_visible",
     "overlay_heat",
+    "png_of",
     "read_metrics",
     "read_result",
     "read_table",

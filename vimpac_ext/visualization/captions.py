@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vimpac_ext.visualization.sheet import Image, enlarge
+from vimpac_ext.visualization.texts import shorten
 
 _MIN_SIDE = 240  # pixels; smaller frames are enlarged so that the text has room
 _LINES_PER_FRAME = 18  # of text that would fill the shorter side
@@ -56,15 +57,6 @@ def _overlay(height: int, width: int, lines: Sequence[tuple[str, float]]) -> np.
         top = number * size
         if length := round(share * width):
             pen.rectangle((0, top, length - 1, top + size - 2), fill=_BAR)
-        pen.text((size // 4, top + size // 2), _fit(text, font, width), _TEXT, font, anchor="lm")
+        shown = shorten(text, width - size, font.getlength)
+        pen.text((size // 4, top + size // 2), shown, _TEXT, font, anchor="lm")
     return np.asarray(picture)
-
-
-def _fit(text: str, font: object, width: int) -> str:
-    """The text, cut at its end where it is wider than the frame."""
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    shown = text
-    while shown and font.getlength(shown) > 0.97 * width:  # type: ignore[attr-defined]
-        text = text[:-1]
-        shown = f"{text}..."
-    return shown

@@ -17,7 +17,7 @@ th, td { border: 1px solid #ddd; padding: .2rem .5rem; text-align: left; vertica
          font-size: .875rem; }
 th { background: #f3f3f3; } .number { text-align: right; font-variant-numeric: tabular-nums; }
 td { white-space: nowrap; }
-td.long { min-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
+td.long { min-width: 12rem; white-space: normal; overflow-wrap: break-word; }
 img, video { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 figcaption { color: #555; font-size: .875rem; }
 .panels { display: flex; flex-wrap: wrap; gap: .5rem; }
@@ -44,6 +44,8 @@ nav a { margin-right: 1rem; display: inline-block; }
 }
 """
 _LONG = 24  # letters; longer text in a cell may be broken, shorter one stays in a line
+# Where it may be broken besides at spaces: after / and _, and after dots, but not those of numbers.
+_BREAKS = re.compile(r"[/_]+|(?<!\d)\.|\.(?!\d)")
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -132,12 +134,12 @@ def panels(pictures: Iterable[tuple[bytes, str]]) -> str:
     return f'<div class="panels">{"".join(figures)}</div>'
 
 
-def legend(entries: Iterable[tuple[str, str, bool]]) -> str:
-    """What the lines of pictures mean: (label, colour as "#rrggbb", whether it is dashed)."""
+def legend(entries: Iterable[tuple[str, str, str]]) -> str:
+    """What the lines of pictures mean: (label, "#rrggbb", "solid" or "dashed" or "dotted")."""
     keys = (
-        f'<span><i class="key" style="border-color: {text(colour)}'
-        f'{"; border-top-style: dashed" if dashed else ""}"></i>{text(label)}</span>'
-        for label, colour, dashed in entries
+        f'<span><i class="key" style="border-color: {text(colour)}; border-top-style: '
+        f'{text(dashes)}"></i>{text(label)}</span>'
+        for label, colour, dashes in entries
     )
     return f'<p class="legend">{" ".join(keys)}</p>'
 
@@ -157,9 +159,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(tag: str, value: Any, number: bool) -> str:
-    kind = "number" if number else ""
-    if tag == "td" and not number and len(str(value)) > _LONG:
-        kind = "long"
-    return (
-        f'<{tag} class="{kind}">{text(value)}</{tag}>' if kind else f"<{tag}>{text(value)}</{tag}>"
-    )
+    kind, content = "number" if number else "", text(value)
+    if len(str(value)) > _LONG:
+        content = _BREAKS.sub(r"\g<0><wbr>", content)
+        kind = "long" if tag == "td" and not number else kind
+    return f'<{tag} class="{kind}">{content}</{tag}>' if kind else f"<{tag}>{content}</{tag}>"

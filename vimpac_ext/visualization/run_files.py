@@ -3,7 +3,8 @@
 import csv
 import json
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,8 @@ UNPLOTTED = (
     *("epoch", "iter", "eta", "dt", "dt_data", "dt_net", "videos_per_second", "clips_per_second"),
     *("tokens_per_second", "mfu", "gpu_mem", "cpu_mem"),
 )
+
+_LISTED = 6  # updates without a finite value
 
 Series = list[tuple[int, float]]  # update, value
 
@@ -27,10 +30,16 @@ class Metrics(NamedTuple):
         series: "train_iter/loss" and so on -> (update, value), in the order of the updates; values
             that are not finite are left out.
         timings: likewise for what is in `UNPLOTTED` and a number.
+        not_finite: name of a scalar that has values that are not finite -> their updates.
     """
 
     series: dict[str, Series]
     timings: dict[str, Series]
+    not_finite: dict[str, list[int]]
+
+    def left_out(self) -> list[str]:
+        """The scalars with values that are not finite, in words, with how many and where."""
+        return [f"{name} ({_in_words(updates)})" for name, updates in self.not_finite.items()]
 
 
 def read_metrics(folder: Path) -> Metrics:
@@ -47,16 +56,24 @@ def read_metrics(folder: Path) -> Metrics:
         RunFileError: for a line that is not an event.
     """
     path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not the OUTPUT_DIR of a run that was trained: it has no metrics.jsonl"
+        )
     found: dict[str, dict[int, float]] = {}
-    timings: dict[str, dict[int, float]] = {}
-    for number, text in enumerate(_whole_lines(path), 1):
-        kind, update, scalars = _event(text, f"{path}, line {number}")
-        for name, value in scalars.items():
-            finite = _as_number(name, value)
-            if finite is not None:
-                target = timings if name in UNPLOTTED else found
-                target.setdefault(f"{kind}/{name}", {})[update] = finite
-    return Metrics(*({key: sorted(s.items()) for key, s in x.items()} for x in (found, timings)))
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        kind, update, numbers = _event(text, f"{path}, line {number}")
+        for name, value in numbers.items():
+            found.setdefault(f"{kind}/{name}", {})[update] = value
+    metrics = Metrics({}, {}, {})
+    for name, values in found.items():
+        finite = sorted((u, value) for u, value in values.items() if math.isfinite(value))
+        if finite:
+            is_timing = name.split("/")[-1] in UNPLOTTED
+            (metrics.timings if is_timing else metrics.series)[name] = finite
+        if len(finite) < len(values):
+            metrics.not_finite[name] = sorted(values.keys() - {update for update, _ in finite})
+    return metrics
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -99,26 +116,34 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]]] | None:
     return rows[0], rows[1:]
 
 
-def _whole_lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
-
-
-def _event(text: str, where: str) -> tuple[str, int, Mapping[str, Any]]:
+def _event(line: bytes, where: str) -> tuple[str, int, dict[str, float]]:
+    """Kind, update and numbers of a line; what else it has is left out."""
     try:
-        event = json.loads(text)
-        kind, update = event.pop("_type"), event.pop("update")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        event = json.loads(line.decode("utf-8"))
+        kind, update = event.pop("_type"), operator.index(event.pop("update"))
+        numbers = {name: _as_number(name, value) for name, value in event.items()}
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
+        found = line.decode("utf-8", "replace").strip()[:60]
         raise RunFileError(
-            f'{where}: expected {{"_type": ..., "update": ..., ...}}, found {text.strip()[:60]!r}'
+            f'{where}: expected {{"_type": ..., "update": 1, ...}}, found {found!r} ({error})'
         ) from error
-    return kind, int(update), event
+    return kind, update, {name: value for name, value in numbers.items() if value is not None}
 
 
 def _as_number(name: str, value: Any) -> float | None:
-    """Finite numbers, and accuracies, which are written as text ("68.00"); None for all else."""
+    """Numbers, and accuracies, which are written as text ("68.00"); None for all else."""
     if isinstance(value, str) and name.endswith("_acc"):
-        value = float(value)
+        return float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value)
+
+
+def _in_words(updates: Sequence[int]) -> str:
+    """How many values are not finite, and where."""
+    if len(updates) == 1:
+        return f"1 value not finite, update {updates[0]}"
+    listed = [str(update) for update in updates]
+    if len(listed) > _LISTED:
+        listed = [*listed[: _LISTED - 1], "...", listed[-1]]
+    return f"{len(updates)} values not finite, updates {', '.join(listed)}"

@@ -1,11 +1,19 @@
 """Labelled rows of images: all moments side by side as a picture, or one after the other."""
 
-import warnings
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vimpac_ext.visualization.texts import (
+    drawable,
+    missing_letters_as_boxes,
+    plotted_width,
+    shorten,
+)
 
 Images = NDArray[np.uint8]  # (N, H, W, 3)
 Image = NDArray[np.uint8]  # (H, W, 3)
@@ -18,11 +26,10 @@ _TITLE_HEIGHT = 34
 _MARGIN = 10
 _GAP = 4
 _LINE_HEIGHT = 20
-_LETTER_WIDTH = 9
 _SLIDE_COLUMNS = 4
+_SLIDE_WIDTH = 630  # at least, so that a title has room
 _DOTS_PER_INCH = 100
 _FONT_POINTS = 12
-_TITLE_LENGTH = 70
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,8 @@ def draw_sheet(blocks: Sequence[Block], frames_width: int = FRAMES_WIDTH) -> Ima
 
     Small images are enlarged without smoothing, and large ones shrunk by whole factors, so that
     labels stay legible where the picture is shown small. Images that a short clip lacks are left
-    white.
+    white. Labels and captions have the room that they need; a title that is wider than the sheet is
+    cut at its end.
 
     Args:
         blocks: at least one.
@@ -75,28 +83,27 @@ def draw_sheet(blocks: Sequence[Block], frames_width: int = FRAMES_WIDTH) -> Ima
         uint8 (H, W, 3).
     """
     canvas = _Canvas()
-    lines = [line for block in blocks for row in block.rows for line in row.label.splitlines()]
-    left = _MARGIN
-    if lines:
-        left = max(_LABEL_WIDTH, 2 * _MARGIN + _LETTER_WIDTH * max(map(len, lines)))
+    labels = max(map(_label_width, blocks))
+    left = max(_LABEL_WIDTH, 2 * _MARGIN + labels) if labels else _MARGIN
     top = 0
     for full_size in blocks:
         block = _shrunk(full_size, frames_width)
         scale = _scale(block, block.num_columns, frames_width)
         height, width = (scale * side for side in block.image_size)
-        canvas.write(_MARGIN, top + _TITLE_HEIGHT // 2, _shorten(block.title))
+        step = max(width, _caption_width(block)) + _GAP
+        canvas.title(top + _TITLE_HEIGHT // 2, block.title)
         top += _TITLE_HEIGHT
         for row in block.rows:
             canvas.write(_MARGIN, top + height // 2, row.label)
             for column, image in enumerate(enlarge(row.images, scale, scale)):
-                canvas.paste(top, left + column * (width + _GAP), image)
+                canvas.paste(top, left + column * step, image)
             top += height + _GAP
             for column, caption in enumerate(row.captions):
-                middle = left + column * (width + _GAP) + width // 2
+                middle = left + column * step + width // 2
                 canvas.write(middle, top + _LINE_HEIGHT // 2, caption, centred=True)
             top += _LINE_HEIGHT if row.captions else 0
         top += _MARGIN
-        canvas.extend(top, left + block.num_columns * (width + _GAP) + _MARGIN)
+        canvas.extend(top, left + block.num_columns * step + _MARGIN)
     return canvas.render()
 
 
@@ -128,10 +135,11 @@ def _slide(blocks: Sequence[Block], moment: int, frames_width: int) -> Image:
         columns = min(_SLIDE_COLUMNS, len(block.rows))
         scale = _scale(block, columns, frames_width)
         height, width = (scale * side for side in block.image_size)
-        step = max(width, _label_width(block)) + _GAP
+        captions = _caption_width(block)
+        step = max(width, captions, _label_width(block)) + _GAP
         label_height = _LINE_HEIGHT * max(len(row.label.splitlines()) for row in block.rows)
         caption_height = _LINE_HEIGHT if any(row.captions for row in block.rows) else 0
-        canvas.write(_MARGIN, top + _TITLE_HEIGHT // 2, _shorten(block.title))
+        canvas.title(top + _TITLE_HEIGHT // 2, block.title)
         top += _TITLE_HEIGHT
         for index, row in enumerate(block.rows):
             line, column = divmod(index, columns)
@@ -144,10 +152,11 @@ def _slide(blocks: Sequence[Block], moment: int, frames_width: int) -> Image:
                 )
             if moment < len(row.captions):
                 middle = upper + label_height + height + caption_height // 2
-                canvas.write(left + width // 2, middle, row.captions[moment], centred=True)
+                centre = left + max(width, captions) // 2
+                canvas.write(centre, middle, row.captions[moment], centred=True)
         num_lines = -(-len(block.rows) // columns)
         top += num_lines * (label_height + height + caption_height + _GAP) + _MARGIN
-        canvas.extend(top, max(2 * _MARGIN + columns * step, _LETTER_WIDTH * _TITLE_LENGTH))
+        canvas.extend(top, max(2 * _MARGIN + columns * step, _SLIDE_WIDTH))
     return canvas.render()
 
 
@@ -172,8 +181,26 @@ def _shrunk(block: Block, frames_width: int) -> Block:
 
 
 def _label_width(block: Block) -> int:
-    lines = [line for row in block.rows for line in row.label.splitlines()]
-    return _LETTER_WIDTH * max(map(len, lines), default=0)
+    return text_width("\n".join(row.label for row in block.rows))
+
+
+def _caption_width(block: Block) -> int:
+    return text_width("\n".join(caption for row in block.rows for caption in row.captions))
+
+
+def text_width(text: str) -> int:
+    """Pixels that a label or caption takes, of several lines the longest."""
+    return math.ceil(plotted_width(_FONT_POINTS, _DOTS_PER_INCH)(text))
+
+
+class _Text(NamedTuple):
+    """A text on a page; ``is_title`` = it is cut where the page ends."""
+
+    left: int
+    middle: int
+    text: str
+    centred: bool = False
+    is_title: bool = False
 
 
 class _Canvas:
@@ -182,7 +209,7 @@ class _Canvas:
     def __init__(self) -> None:
         self.height, self.width = 0, 0
         self.images: list[tuple[int, int, NDArray[np.generic]]] = []
-        self.texts: list[tuple[int, int, str, bool]] = []
+        self.texts: list[_Text] = []
 
     def extend(self, height: int, width: int) -> None:
         """Makes the page at least so large."""
@@ -194,7 +221,11 @@ class _Canvas:
 
     def write(self, left: int, middle: int, text: str, centred: bool = False) -> None:
         """Writes to the right of a point (or around it), vertically centred on it."""
-        self.texts.append((left, middle, text, centred))
+        self.texts.append(_Text(left, middle, drawable(text), centred))
+
+    def title(self, middle: int, text: str) -> None:
+        """Writes a line from the left margin; what is too long for the page is cut."""
+        self.texts.append(_Text(_MARGIN, middle, text, is_title=True))
 
     def render(self) -> Image:
         """The page, uint8 (H, W, 3)."""
@@ -209,23 +240,17 @@ class _Canvas:
         figure = Figure(inches, dpi=_DOTS_PER_INCH)
         canvas = FigureCanvasAgg(figure)
         figure.figimage(page, origin="upper")  # pixel by pixel, without resampling
-        for left, middle, text, centred in self.texts:
+        room, measure = self.width - 2 * _MARGIN, plotted_width(_FONT_POINTS, _DOTS_PER_INCH)
+        for left, middle, text, centred, is_title in self.texts:
             figure.text(
                 left / self.width,
                 1 - middle / self.height,
-                text,
+                shorten(text, room, measure) if is_title else text,
                 fontsize=_FONT_POINTS,
                 verticalalignment="center",
                 horizontalalignment="center" if centred else "left",
                 parse_math=False,  # a file name may contain dollar signs
             )
-        with warnings.catch_warnings():
-            # The font lacks the letters of some languages; a box is drawn instead.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        with missing_letters_as_boxes():
             canvas.draw()
         return np.array(canvas.buffer_rgba())[..., :3]
-
-
-def _shorten(title: str) -> str:
-    title = title.encode("utf-8", "replace").decode("utf-8")
-    return title if len(title) <= _TITLE_LENGTH else f"...{title[3 - _TITLE_LENGTH :]}"

@@ -12,20 +12,17 @@ from torch import Tensor, nn
 
 from vimpac_ext.backbones.vimpac.axis_attention import AXES, AxisAttention, Pattern
 from vimpac_ext.config import ConfigError, LoadedConfig
-from vimpac_ext.engine.assembly import build_task
+from vimpac_ext.engine.assembly import build_task, build_tokenizer
 from vimpac_ext.engine.checkpoint import load_model
 from vimpac_ext.engine.devices import device_of
-from vimpac_ext.engine.figures.clips import (
-    NamedClip,
-    checkpoint_of,
-    drawing_tokenizer,
-    frame_rate,
-    read_clips,
-)
+from vimpac_ext.engine.figures.clips import checkpoint_of, frame_rate, read_clips
 from vimpac_ext.structures import SpecialTokens
 from vimpac_ext.visualization import Block, Row, overlay_heat, save_figure, to_images
+from vimpac_ext.visualization.sheet import Images
 
 _logger = logging.getLogger(__name__)
+
+_ORIGINAL = "original;\nothers: where\nCLS looks, below\na frame its share"
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,7 @@ def cls_attention(backbone: nn.Module, clip: Tensor) -> list[ClsAttention]:
     Raises:
         ConfigError: if the backbone is another one.
     """
-    layers: Any = getattr(backbone, "layers", [])
-    modules = [
-        (number, module)
-        for number, layer in enumerate(layers, 1)
-        for module in layer.modules()
-        if isinstance(module, AxisAttention)
-    ]
-    if not modules:
-        raise ConfigError(
-            f"{type(backbone).__name__} has no axis attention to look at; VimpacTransformer has"
-        )
+    modules = _attention_modules(backbone)
     special: Any = backbone.special
     is_pad = clip == special.pad
     found: list[ClsAttention] = []
@@ -103,9 +90,7 @@ def draw_attention(
 ) -> list[list[ClsAttention]]:
     """Draws where CLS of the newest checkpoint looks in the middle clip of each video.
 
-    A row for each pattern of one layer and one for the mean over all layers, means over heads;
-    brightness is relative to the row's maximum. Below each frame stands its share of the attention
-    that goes to tokens, beside each row the share that stays at CLS.
+    The rows of `attention_rows`; of the checkpoint's tokenizer only the encoder is needed.
 
     Args:
         loaded: configuration of a run with a `VimpacTransformer`, from `vimpac_ext.engine.prepare`.
@@ -123,12 +108,15 @@ def draw_attention(
         VideoDecodeError: for a bad video.
     """
     cfg = loaded.cfg
-    checkpoint = checkpoint_of(loaded)
-    clips = read_clips(loaded, videos)
-    tokenizer = drawing_tokenizer(loaded)
     task = build_task(cfg)
     if not hasattr(task, "backbone"):
         raise ConfigError(f"{loaded.path}: {cfg.TASK.NAME} has no backbone to look at")
+    last, _ = _attention_modules(task.backbone)[-1]
+    if not 0 <= layer <= last:
+        raise ConfigError(f"there is no layer {layer}: the backbone has layers 1 to {last}")
+    checkpoint = checkpoint_of(loaded)
+    clips = read_clips(loaded, videos)
+    tokenizer: Any = build_tokenizer(cfg).to(device_of(cfg))
     load_model(checkpoint, task, {"tokenizer_fingerprint": tokenizer.fingerprint})
     task.to(device_of(cfg)).eval()
     blocks, results = [], []
@@ -140,11 +128,8 @@ def draw_attention(
             SpecialTokens(cfg.DATA.VOCAB_SIZE).pad,
         )
         found = cls_attention(task.backbone, torch.cat([tokens, padding])[None])
-        last = found[-1].layer
-        if not 0 <= layer <= last:
-            raise ConfigError(f"there is no layer {layer}: the backbone has layers 1 to {last}")
-        title = f"{clip.name}: attention of CLS (below a frame: its share)"
-        blocks.append(Block(title, cfg.DATA.NUM_FRAMES, _rows(clip, found, layer or last)))
+        rows = attention_rows(to_images(clip.frames), found, layer or last)
+        blocks.append(Block(clip.name, cfg.DATA.NUM_FRAMES, rows))
         results.append(found)
     save_figure(picture, blocks, frame_rate(cfg))
     _logger.info("model of %s; wrote %s", checkpoint, picture)
@@ -180,12 +165,42 @@ def _name(pattern: Pattern) -> str:
     return "x".join(letters[axis] for axis in pattern)
 
 
-def _rows(clip: NamedClip, found: Sequence[ClsAttention], layer: int) -> tuple[Row, ...]:
-    images = to_images(clip.frames)
+def _attention_modules(backbone: nn.Module) -> list[tuple[int, AxisAttention]]:
+    """Attention blocks with the numbers of their layers, in order.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    layers = getattr(backbone, "layers", None)
+    modules = [
+        (number, module)
+        for number, layer in enumerate(layers if isinstance(layers, nn.ModuleList) else [], 1)
+        for module in layer.modules()
+        if isinstance(module, AxisAttention)
+    ]
+    if not modules:
+        raise ConfigError(
+            f"{type(backbone).__name__} has no axis attention to look at; VimpacTransformer has"
+        )
+    return modules
+
+
+def attention_rows(images: Images, found: Sequence[ClsAttention], layer: int) -> tuple[Row, ...]:
+    """The frames, then a row for each pattern of a layer and one for the mean over all layers.
+
+    Attention is a mean over heads; brightness is relative to the row's maximum. Below each frame
+    stands its share of the attention that goes to tokens, beside each row the share that stays at
+    CLS.
+
+    Args:
+        images: uint8 (N, H, W, 3); padding is left out.
+        found: of a batch with this clip alone, of all layers.
+        layer: counted from 1.
+    """
     own = [part for part in found if part.layer == layer]
     shown = [(f"layer {layer}, along {part.pattern}", [part]) for part in own]
     shown.append(("all layers", list(found)))
-    rows = [Row("original", images)]
+    rows = [Row(_ORIGINAL, images)]
     for label, parts in shown:
         heat = torch.stack([part.tokens[0].mean(0) for part in parts]).mean(0)[: len(images)]
         itself = sum(part.itself.mean().item() for part in parts) / len(parts)

@@ -9,9 +9,10 @@ import torch
 
 from vimpac_ext.build import BuildError, build
 from vimpac_ext.config import LoadedConfig
-from vimpac_ext.engine.figures.clips import NamedClip, frame_rate, read_clips
+from vimpac_ext.engine.assembly import token_grid
+from vimpac_ext.engine.figures.clips import frame_rate, read_clips
 from vimpac_ext.registries import MASKERS
-from vimpac_ext.structures import TokenGrid
+from vimpac_ext.structures import SpecialTokens, TokenGrid
 from vimpac_ext.visualization import Block, Row, grey_out, save_figure, to_images
 
 _logger = logging.getLogger(__name__)
@@ -31,8 +32,8 @@ def draw_masks(
         seed: of the masks.
 
     Returns:
-        Name of each masker -> share of the tokens that it hid, over all videos. A masker that
-        cannot do without arguments is absent; the log says so.
+        Name of each masker -> share of the tokens that it hid, over all videos; padding is not
+        counted. A masker that cannot do without arguments is absent; the log says so.
 
     Raises:
         MissingInputError: if there is no data set to take a video of.
@@ -44,11 +45,13 @@ def draw_masks(
     for clip in read_clips(loaded, videos):
         images = to_images(clip.frames)
         rows = [Row("original", images)]
-        grid = clip_grid(clip, cfg.DATA.TOKEN_STRIDE)
+        grid = token_grid(cfg, cfg.DATA.TRAIN_CROP_SIZE)
+        # A model is given whole clips: where the video is too short they end in padding.
+        tokens = torch.zeros((1, *grid), dtype=torch.int64, device=clip.frames.device)
+        tokens[:, len(images) :] = SpecialTokens(cfg.DATA.VOCAB_SIZE).pad
         for name, masker in _maskers(loaded, grid):
             generator = torch.Generator(clip.frames.device).manual_seed(seed)
-            tokens = torch.zeros((1, *grid), dtype=torch.int64, device=clip.frames.device)
-            mask = masker(tokens, generator)[0]
+            mask = masker(tokens, generator)[0, : len(images)]
             share = mask.float().mean().item()
             hidden.setdefault(name, []).append(share)
             rows.append(Row(f"{name}\n({share:.0%} hidden)", grey_out(images, mask)))
@@ -56,12 +59,6 @@ def draw_masks(
     save_figure(picture, blocks, frame_rate(cfg))
     _logger.info("wrote %s", picture)
     return {name: sum(shares) / len(shares) for name, shares in hidden.items()}
-
-
-def clip_grid(clip: NamedClip, stride: int) -> TokenGrid:
-    """The tokens of a clip as it is, without padding."""
-    num_frames, _, height, width = clip.frames.shape
-    return TokenGrid(num_frames, height // stride, width // stride)
 
 
 def _maskers(loaded: LoadedConfig, grid: TokenGrid) -> Iterator[tuple[str, Any]]:

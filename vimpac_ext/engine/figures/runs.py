@@ -44,7 +44,12 @@ def draw_run_curves(
     # Of a run with TRAIN.STAGES the curves are those of its stages.
     folders = [one for folder in folders for one in stage_folders(folder) or [folder]]
     labels = run_labels(folders)
-    runs = {label: read_metrics(f).series for label, f in zip(labels, folders, strict=True)}
+    runs = {}
+    for label, folder in zip(labels, folders, strict=True):
+        metrics = read_metrics(folder)
+        runs[label] = metrics.series
+        for scalar in metrics.left_out():
+            _logger.warning("%s: %s; drawn without", label, scalar)
     save_plot(picture, draw_curves(runs, scalars))
     _logger.info("wrote %s", picture)
     return labels

@@ -85,12 +85,17 @@ def _comparison(runs: Sequence[RunFolder]) -> Iterator[str]:
             missing=True,
         )
     yield html.heading(3, "Last values")
-    yield html.table(
-        ["scalar", *(run.label for run in runs)],
-        [(name, *(_last(run, name) for run in runs)) for name in scalars],
-    )
+    for run in runs:
+        for scalar in run.metrics.left_out() if run.metrics else ():
+            yield html.paragraph(f"{run.label}: {scalar}, left out here.", missing=True)
     if scalars:
+        yield html.table(
+            ["scalar", *(run.label for run in runs)],
+            [(name, *(_last(run, name) for run in runs)) for name in scalars],
+        )
         yield from curves_pictures({run.label: run.metrics.series for run in runs if run.metrics})
+    else:
+        yield html.paragraph("No run has scalars.", missing=True)
     yield html.heading(3, "Configuration keys that differ")
     configs = [run.config or {} for run in runs]
     without = [run.label for run in runs if run.config is None]
@@ -98,9 +103,10 @@ def _comparison(runs: Sequence[RunFolder]) -> Iterator[str]:
         yield html.paragraph(f"Without a config.yaml: {', '.join(without)}.", missing=True)
     keys = sorted({key for config in configs for key in config})
     rows = [(key, *(str(config.get(key, _MISSING)) for config in configs)) for key in keys]
-    yield html.table(
-        ["key", *(run.label for run in runs)], [row for row in rows if len(set(row[1:])) > 1]
-    )
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    yield html.paragraph(f"{len(rows)} keys differ.")
+    if rows:
+        yield html.table(["key", *(run.label for run in runs)], rows)
 
 
 def _summary(run: RunFolder) -> list[Any]:

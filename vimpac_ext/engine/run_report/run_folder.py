@@ -11,6 +11,7 @@ import yaml
 from vimpac_ext.config.defaults import DEFAULTS
 from vimpac_ext.data.bad_videos import BadVideo, read_bad_videos
 from vimpac_ext.engine.checkpoint_files import stage_folders
+from vimpac_ext.engine.environment import ENVIRONMENT_FILE
 from vimpac_ext.visualization import Metrics, RunFileError, read_metrics, read_result, read_table
 from vimpac_ext.visualization.curves import run_labels
 
@@ -21,7 +22,10 @@ PICTURES = {
     ".jpeg": "image/jpeg",
     ".mp4": "video/mp4",
 }
+# Files that tell of versions: a run's own, those of its test and of a table's stage, the demo's.
+_ENVIRONMENT_FILES = (ENVIRONMENT_FILE, f"test/{ENVIRONMENT_FILE}", "stage.json", "result.json")
 _PARENTS_WITH_VERSIONS = 2  # the demo's result.json lies two folders above its runs
+_OTHER_PICTURES = (".svg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".pdf")
 
 Table = tuple[list[str], list[list[str]]]
 
@@ -44,8 +48,9 @@ class RunFolder:
         bad_videos: "TRAIN" and "TEST" -> videos that its token store lists as bad; a phase is
             absent if its store is not there or the authors'.
         checkpoints: files below ``checkpoints/``.
-        pictures: image files and films below the folder.
-        versions: file that tells them, and package -> version.
+        pictures: image files and films below the folder, but not in those of its stages.
+        other_pictures: likewise those of types that a report does not show.
+        environments: files that tell of "versions" (package -> version), and their content.
     """
 
     label: str
@@ -59,7 +64,8 @@ class RunFolder:
     bad_videos: dict[str, list[BadVideo]]
     checkpoints: list[Path]
     pictures: list[Path]
-    versions: tuple[Path, dict[str, Any]] | None
+    other_pictures: list[Path]
+    environments: list[tuple[Path, dict[str, Any]]]
 
 
 def with_stages(folders: Sequence[Path]) -> list[Path]:
@@ -107,10 +113,9 @@ def _read(label: str, folder: Path) -> RunFolder:
             for path in folder.glob("checkpoints/*")
             if not path.name.startswith(".")
         ),
-        pictures=sorted(
-            path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file()
-        ),
-        versions=_versions(folder),
+        pictures=_files(folder, tuple(PICTURES)),
+        other_pictures=_files(folder, _OTHER_PICTURES),
+        environments=_environments(folder),
     )
 
 
@@ -181,16 +186,39 @@ def _listed(path: Path) -> list[BadVideo] | None:
         raise RunFileError(f"{path} is not a list of bad videos: {error}") from error
 
 
-def _versions(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files below a run's folder; what its stages have belongs to the reports on them."""
+    stages = set(stage_folders(folder))
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes and path.is_file() and stages.isdisjoint(path.parents)
+    )
+
+
+def _environments(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """That of the training and, if it is another one, of the test; or else the nearest one."""
+    own = [_environment(folder / name) for name in _ENVIRONMENT_FILES[:2]]
+    found = [(path, content) for path, content in own if content]
+    if len(found) == 2 and found[0][1] == found[1][1]:
+        return found[:1]
     absolute = folder.absolute()
-    for place in (absolute, *absolute.parents[:_PARENTS_WITH_VERSIONS]):
-        path = place / "result.json"
-        if not path.is_file():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunFileError(f"{path} is not JSON: {error}") from error
-        if isinstance(content, dict) and isinstance(content.get("versions"), dict):
-            return path, dict(content["versions"])
-    return None
+    names = _ENVIRONMENT_FILES[2:]
+    others = (
+        _environment(place / name)
+        for place in (absolute, *absolute.parents[:_PARENTS_WITH_VERSIONS])
+        for name in names
+    )
+    return found or [(path, content) for path, content in others if content][:1]
+
+
+def _environment(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Content of a file, nothing if it is not there or has no versions."""
+    if not path.is_file():
+        return path, {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFileError(f"{path} is not JSON: {error}") from error
+    has_versions = isinstance(content, dict) and isinstance(content.get("versions"), dict)
+    return path, content if has_versions else {}

@@ -1,19 +1,27 @@
 """The sections of a report on one run; each says so where the run has nothing for it."""
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from vimpac_ext.data.bad_videos import BadVideo
+from vimpac_ext.engine.environment import ENVIRONMENT_FILE
 from vimpac_ext.engine.run_report.run_folder import PICTURES, RunFolder, library_defaults
-from vimpac_ext.visualization import curve_names, draw_curves, html, line_styles
+from vimpac_ext.visualization import curve_names, draw_curves, html, line_styles, png_of
 from vimpac_ext.visualization.run_files import Series
 
 _ABSENT = "(not set)"
 _MEBIBYTE = 2**20
 _PANEL_DPI = 100
+_TOLD = ("hardware", "processes", "python", "command")  # of an environment, where it has them
+_FIRST_BYTES = {
+    "image/png": rb"\x89PNG\r\n\x1a\n",
+    "image/gif": rb"GIF8[79]a",
+    "image/jpeg": rb"\xff\xd8\xff",
+    "video/mp4": rb".{4}ftyp",
+}
 _CONFUSION = "Confusion matrix of the test: a row for each true class, a column for each predicted"
 
 
@@ -55,9 +63,8 @@ def curves_pictures(runs: Mapping[str, Mapping[str, Series]]) -> Iterator[str]:
         yield html.legend((label, *style) for label, style in zip(runs, styles, strict=True))
     pictures = []
     for name in curve_names(runs):
-        buffer = BytesIO()
-        draw_curves(runs, [name], legend=False).savefig(buffer, format="png", dpi=_PANEL_DPI)
-        pictures.append((buffer.getvalue(), _curve_in_words(name, runs)))
+        picture = png_of(draw_curves(runs, [name], legend=False), _PANEL_DPI)
+        pictures.append((picture, _curve_in_words(name, runs)))
     yield html.panels(pictures)
 
 
@@ -89,6 +96,9 @@ def _test(run: RunFolder) -> Iterator[str]:
 
 def _curves(run: RunFolder) -> Iterator[str]:
     yield html.heading(3, "Curves")
+    if run.metrics is not None:
+        for scalar in run.metrics.left_out():
+            yield html.paragraph(f"{scalar}: drawn without.", missing=True)
     if run.metrics is None or not run.metrics.series:
         yield html.paragraph("No curves: metrics.jsonl is missing or has no scalars.", missing=True)
         return
@@ -110,7 +120,15 @@ def _pictures(run: RunFolder) -> Iterator[str]:
     for path in run.pictures:
         name = str(path.relative_to(run.folder))
         shows = _CONFUSION if name == "test/confusion.png" else ""
-        yield html.image(path.read_bytes(), PICTURES[path.suffix.lower()], name, shows)
+        content, media_type = path.read_bytes(), PICTURES[path.suffix.lower()]
+        if re.match(_FIRST_BYTES[media_type], content, re.DOTALL):
+            yield html.image(content, media_type, name, shows)
+        else:
+            found = "is empty" if not content else f"does not begin as {media_type} does"
+            yield html.paragraph(f"{name} {found}, so it is not shown.", missing=True)
+    if run.other_pictures:
+        names = ", ".join(str(path.relative_to(run.folder)) for path in run.other_pictures)
+        yield html.paragraph(f"Not shown, only {', '.join(PICTURES)} are: {names}.")
 
 
 def _per_class(run: RunFolder) -> Iterator[str]:
@@ -146,7 +164,13 @@ def _bad_videos(run: RunFolder) -> Iterator[str]:
             [[row[column] for column in columns] for row in rows],
         )
     for phase in ("TRAIN", "TEST"):
-        store = (run.config or {}).get(f"{phase}.TOKEN_STORE") or "none configured"
+        if run.config is None:
+            yield html.paragraph(f"{phase}.TOKEN_STORE: not known.", missing=True)
+            continue
+        store = run.config.get(f"{phase}.TOKEN_STORE")
+        if not store:
+            yield html.paragraph(f"No {phase}.TOKEN_STORE is configured.")
+            continue
         if not isinstance(store, str):
             text = f"{phase}.TOKEN_STORE ({', '.join(store)}): folders of the authors', which do "
             yield html.paragraph(f"{text}not list bad videos.", missing=True)
@@ -212,17 +236,19 @@ def _checkpoints(run: RunFolder) -> Iterator[str]:
 
 
 def _versions(run: RunFolder) -> Iterator[str]:
-    yield html.heading(3, "Versions")
-    if run.versions is None:
+    yield html.heading(3, "Hardware and versions")
+    if not run.environments:
         yield html.paragraph(
-            "The run's folder does not tell the versions that it ran with (no result.json with "
-            "versions here or above).",
+            "The run's folder does not tell what it ran with (no environment.json, which runs "
+            "write, and no stage.json or result.json with versions here or above).",
             missing=True,
         )
-        return
-    path, versions = run.versions
-    yield html.paragraph(f"From {path}.")
-    yield html.table(["package", "version"], versions.items())
+    for path, content in run.environments:
+        when = ", as of the last start" if path.name == ENVIRONMENT_FILE else ""
+        yield html.paragraph(f"From {path}{when}:")
+        told = [(key, content[key]) for key in _TOLD if content.get(key)]
+        yield html.table(["run on", "value"], [(key, str(value)) for key, value in told])
+        yield html.table(["package", "version"], content["versions"].items())
 
 
 def _plain(value: Any) -> Any:
