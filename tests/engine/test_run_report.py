@@ -217,7 +217,7 @@ def test_bad_videos_of_the_training(trained, tmp_path):
     for entry in (*entries, entries[0]):
         append_bad_video(folder / "bad_videos.jsonl", entry)
     page, text = report(tmp_path, folder)
-    assert "Training: 2 videos were left out of batches." in page.paragraphs
+    assert "Training: 2 videos could not be decoded; others took their places." in page.paragraphs
     assert page.table("video_id", "path", "reason") == [list(entry) for entry in entries]
     assert "<i>" not in text
     (folder / "bad_videos.jsonl").write_text("[1]\n")

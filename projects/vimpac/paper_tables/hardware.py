@@ -1,10 +1,11 @@
 """What a number was measured on: the machine and the code."""
 
-import platform
 import subprocess
 from pathlib import Path
 
 import torch
+
+from vimpac_ext.engine.environment import processor
 
 
 def hardware(device: str = "") -> str:
@@ -16,7 +17,7 @@ def hardware(device: str = "") -> str:
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
-    return f"{_processor()}, {threads} thread{'s' * (threads != 1)}"
+    return f"{processor()}, {threads} thread{'s' * (threads != 1)}"
 
 
 def code_version(repository: Path) -> str:
@@ -27,12 +28,3 @@ def code_version(repository: Path) -> str:
     except FileNotFoundError:  # no git on this machine
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -43,7 +43,7 @@ class RunFolder:
         per_class: ``test/per_class.csv``.
         undecoded: rows of ``test/predictions.csv`` of videos that were not decoded, with the
             "reason" of ``test/bad_videos.jsonl``; None without the first file.
-        left_out: videos that ``bad_videos.jsonl`` lists: a training on video files left them out;
+        left_out: videos that ``bad_videos.jsonl`` lists: others took their places in a training;
             None without that file.
         bad_videos: "TRAIN" and "TEST" -> videos that its token store lists as bad; a phase is
             absent if its store is not there or the authors'.

@@ -144,10 +144,13 @@ def _bad_videos(run: RunFolder) -> Iterator[str]:
     if run.left_out is None:
         yield html.paragraph(
             "Training: there is no bad_videos.jsonl, which a training on video files writes when "
-            "it leaves videos out."
+            "it meets videos that cannot be decoded."
         )
     else:
-        yield html.paragraph(f"Training: {len(run.left_out)} videos were left out of batches.")
+        text = (
+            f"Training: {len(run.left_out)} videos could not be decoded; others took their places."
+        )
+        yield html.paragraph(text)
         yield from _bad_table(run.left_out)
     if run.undecoded is None:
         yield html.paragraph("Test: there is no test/predictions.csv.", missing=True)
