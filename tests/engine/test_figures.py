@@ -77,10 +77,15 @@ def enlarged(images, side):
     return images.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def test_every_masker_hides_its_tokens_and_nothing_else(project, tmp_path, monkeypatch):
-    # Other tests register maskers of their own.
-    ours = {name: part for name, part in MASKERS if part.__module__.startswith("vimpac_ext.")}
-    monkeypatch.setattr(MASKERS, "_obj_map", ours)
+@pytest.fixture
+def ours(monkeypatch):
+    """The library's maskers alone: other tests register some of their own."""
+    parts = {name: part for name, part in MASKERS if part.__module__.startswith("vimpac_ext.")}
+    monkeypatch.setattr(MASKERS, "_obj_map", parts)
+    return parts
+
+
+def test_every_masker_hides_its_tokens_and_nothing_else(project, tmp_path, ours):
     path, video = tmp_path / "masks.png", str(project.videos / "video_0.mp4")
     shares = draw_masks(load(project), path, [video], seed=3)
     names = sorted(ours)
@@ -106,7 +111,7 @@ def test_every_masker_hides_its_tokens_and_nothing_else(project, tmp_path, monke
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_video_that_is_too_short_is_masked_as_for_the_model(project, tmp_path, seed):
+def test_a_video_that_is_too_short_is_masked_as_for_the_model(project, tmp_path, ours, seed):
     """The mask is that of a whole clip, of which the padding is left out."""
     path, video = tmp_path / "masks.png", str(project.videos / "short.mp4")
     shares = draw_masks(load(project), path, [video], seed)

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -42,11 +43,12 @@ def drawable(text: str) -> str:
 
 def shorten(text: str, width: float, measure: Measure) -> str:
     """A line, cut at its end and with three dots where it is wider than ``width``."""
-    text = shown = drawable(text)
-    while text and measure(shown) > width:
-        text = text[:-1]
-        shown = f"{text}..."
-    return shown
+    text = drawable(text)
+    if measure(text) <= width:
+        return text
+    # By bisection: measuring letters that the font lacks takes long.
+    fits = bisect_right(range(len(text)), width, key=lambda length: measure(f"{text[:length]}..."))
+    return f"{text[: max(fits - 1, 0)]}..."
 
 
 def wrap(text: str, width: float, measure: Measure) -> str:
