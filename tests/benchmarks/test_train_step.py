@@ -102,6 +102,7 @@ def test_numbers_belong_together(configs, monkeypatch):
     assert first.title.startswith("pretrain, 8 clips of (3, 2, 2), fp32, ")
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_process_of_its_own(configs):
     ballast = torch.ones(200 * 2**20)  # 800 MiB
     options = StepOptions(str(configs / "pretrain.yaml"), threads=1)

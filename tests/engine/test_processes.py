@@ -85,6 +85,7 @@ def test_a_process_that_fails_ends_the_others_within_seconds(project, trouble, c
     assert ended[0].out.count("json_stats") == 2  # of the updates before
 
 
+@pytest.mark.slow
 def test_an_exchange_waits_no_longer_than_it_is_told(project, monkeypatch):
     """Process 1 hangs in its own code; DIST_TIMEOUT ends both."""
     monkeypatch.setattr("vimpac_ext.engine.distributed._SECONDS_TO_END", 1.0)

@@ -238,6 +238,7 @@ def test_patterns_in_configurations(tmp_path):
 RATES = ["SOLVER.LAYER_DECAY", "0.5", "SOLVER.LR_SCALES.heads.*", "2.0", "SOLVER.MAX_EPOCH", "6"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_its_rates(tmp_path):
     config = make_tiny_project(tmp_path) / "pretrain.yaml"
     run(prepare(config, [*RATES, "OUTPUT_DIR", str(tmp_path / "whole")]))

@@ -69,6 +69,7 @@ def test_another_machine_continues_in_any_stage(project, storage, size):
     assert found.read_bytes() == find_checkpoint(broken).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_damaged_copy_of_a_stage_is_passed_over(project, storage, caplog):
     caplog.set_level(logging.INFO)
     loaded = prepare(config(project), REMOTE)

@@ -112,7 +112,7 @@ def run_with_deaths(project, tmp_path, size, workers, deaths, steps=("3",)):
     require_same_run(tmp_path / "broken", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("size", "workers"), [(1, 2), (2, 0)])
+@pytest.mark.parametrize(("size", "workers"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 0)])
 def test_a_killed_run_continues_bit_for_bit(project, tmp_path, size, workers):
     deaths = [(signal.SIGKILL, 2, size - 1), (signal.SIGKILL, -6, 0)]
     run_with_deaths(project, tmp_path, size, workers, deaths)
@@ -146,7 +146,7 @@ def test_three_processes_add_up_in_the_same_order_after_a_kill(project, tmp_path
     ("signum", "code"),
     [
         (signal.SIGTERM, 75),
-        (signal.SIGUSR1, 75),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.slow),
         (signal.SIGINT, 130),
     ],
@@ -276,6 +276,7 @@ def initial_seed(config, words):
     return seeds[0]
 
 
+@pytest.mark.slow
 def test_other_processes_draw_other_numbers_for_dropout(project, tmp_path):
     """Neither those of each other nor those that the run has used up."""
     config = project / "pretrain.yaml"
