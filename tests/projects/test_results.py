@@ -28,6 +28,7 @@ from paper_tables.spec import SIZES, TableError, load_table, table_numbers
 from paper_tables.spread import chance_width, half_width, spread_of
 
 from projects.vimpac.demo_shapes import DemoFewLabels, DemoShapes
+from vimpac_ext.maskers import induced_mask_ratio
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects/vimpac"
 
@@ -113,6 +114,26 @@ def test_committed_results_are_those_of_the_files():
     committed = (PROJECT / "RESULTS.md").read_text(encoding="utf-8")
     text, _ = check_numbers(PROJECT / "results")
     assert committed == text
+
+
+def test_numbers_that_are_told_elsewhere_are_those_of_the_files():
+    """In the README of the library, and how much the miniature hides in the head of RESULTS.md."""
+    readme = " ".join((PROJECT.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    for size, row in (
+        ("demo", "no pre-training, 4 times the epochs"),
+        ("few_labels", "no pre-training, 4 times the epochs"),
+        ("few_labels", "VIMPAC"),
+    ):
+        results = load_results(load_table(1, size), PROJECT / "results")
+        found = next(result for result in results if result.row.name == row)
+        assert found.spread("top1:motion").shown() in readme
+    shares = {n: f"{100 * induced_mask_ratio((5, 4, 4), n):.0f} %" for n in (5, 10, 20)}
+    assert f"hides {shares[10]} of the tokens" in " ".join(report(PROJECT / "results").split())
+    comments = " ".join(f.comment for f in load_findings() if f.table in (6, 15))
+    for blocks, share in shares.items():
+        assert f"what {blocks} blocks hide, {share}" in comments
+    assert f"10 against 20 blocks, which hide {shares[10]} and {shares[20]}" in comments
+    assert f"10 against 5 blocks, which hide {shares[10]} and {shares[5]}" in comments
 
 
 def test_one_command_writes_it_from_the_files_alone(tmp_path):

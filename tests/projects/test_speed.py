@@ -98,6 +98,17 @@ def test_a_timing_of_other_settings_is_not_the_tables(tmp_path, monkeypatch):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("size", ["few_labels", "probe"])
+def test_the_other_forms_of_the_miniature_time_nothing(size, tmp_path):
+    """Their pre-training is the miniature's: a second timing would contradict the first."""
+    run = TableRun(14, size, [0], tmp_path)
+    assert run._speed_stages() == []
+    with pytest.raises(TableError, match="has no speed"):
+        run.run_speed()
+    written = Path(__file__).resolve().parents[2] / "projects/vimpac/results"
+    assert not list(written.glob(f"{size}_*_speed.csv"))
+
+
 def test_timing_keeps_the_results_that_are_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("paper_tables.command.Runner.run", lambda self, stages: None)
     table = load_table(14)

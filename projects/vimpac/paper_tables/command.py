@@ -158,7 +158,7 @@ class TableRun:
         Raises:
             TableError: if the table has no speed.
         """
-        if "speed" not in self.table.measures:
+        if not self.table.is_timed:
             timed = [n for n in table_numbers() if "speed" in load_table(n).measures]
             raise TableError(
                 f"table {self.table.number} has no speed; {', '.join(map(str, timed))} have"
@@ -181,7 +181,7 @@ class TableRun:
 
     def _speed_stages(self) -> list[Stage]:
         """The timing of all rows together; they must take turns."""
-        if "speed" not in self.table.measures:
+        if not self.table.is_timed:
             return []
         planned = [row for row in self.table.rows if row.pretrain and row.name not in self.broken]
         models = {row.name: flat(self._config(row)) for row in planned}
@@ -262,8 +262,7 @@ class TableRun:
         for stage in self._speed_stages():
             entries = read_csv(stage.folder / SPEED_FILE) if is_done(stage) else []
         if entries:
-            lines = [{**entry, "settings": self._settings} for entry in entries]
-            write_csv(path, SPEED_FIELDS, lines)
+            write_csv(path, SPEED_FIELDS, [e | {"settings": self._settings} for e in entries])
         else:
             path.unlink(missing_ok=True)  # of other configurations; its folder stays
         return entries

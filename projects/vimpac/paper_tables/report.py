@@ -209,14 +209,15 @@ def _overview(results: Path, findings: Sequence[Finding]) -> str:
 
 
 def _verdict(table: Table, finding: Finding, verdict: Verdict) -> str:
-    """In a cell: the word and the difference; a dash for what was not run beside the miniature.
-
-    What is not an accuracy is the miniature's in its other forms, too, and is told once.
-    """
-    told = table.size in ("demo", "full") or finding.measure.startswith("top1:")
-    if table.size != "demo" and (verdict.word == NOT_RUN or not told):
+    """In a cell: the word and the difference; a dash for what was not run beside the miniature."""
+    if table.size != "demo" and (verdict.word == NOT_RUN or not _is_told(table, finding)):
         return NOTHING
     return f"**{verdict.word}**" + (f" ({verdict.difference})" if verdict.difference else "")
+
+
+def _is_told(table: Table, finding: Finding) -> bool:
+    """What is not an accuracy is the miniature's in its other forms, too, and is told once."""
+    return table.size in ("demo", "full") or finding.measure.startswith("top1:")
 
 
 def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
@@ -231,7 +232,7 @@ def _section(table: Table, results: Path, findings: Sequence[Finding]) -> str:
     if (results / f"{table.name}.png").is_file():
         parts.append(f"![Table {table.number}, {size}](results/{table.name}.png)\n")
     for finding in findings:
-        if finding.table == table.number:
+        if finding.table == table.number and _is_told(table, finding):
             verdict = judge(finding, table, rows)
             parts.append(
                 f"- {finding.finding} **{verdict.word}**: {verdict.sentence} {finding.comment}"

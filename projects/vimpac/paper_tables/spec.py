@@ -123,6 +123,11 @@ class Table:
         return words[self.size]
 
     @property
+    def is_timed(self) -> bool:
+        """Whether its speed is measured; the miniature's other forms have the same pre-training."""
+        return "speed" in self.measures and self.size in _DESCRIBED
+
+    @property
     def name(self) -> str:
         """Stem of the files with results."""
         return f"{self.size}_table_{self.number:02d}"
