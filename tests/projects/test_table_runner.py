@@ -110,27 +110,39 @@ def test_a_store_of_the_users_own_is_taken_and_one_begun_here_is_completed(tmp_p
     assert not is_done(tokens)
 
 
-def test_sigterm_stops_the_runner_and_its_stage(tmp_path):
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("listens", [True, False])
+def test_a_signal_stops_the_runner_and_its_stage(signum, listens, tmp_path):
+    ignore = "" if listens else "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    inner = (
+        f"import os, signal, time; {ignore}open('new', 'w').write(str(os.getpid())); "
+        "os.rename('new', 'pid'); time.sleep(600)"
+    )
     code = (
-        "import sys; from pathlib import Path; from paper_tables.runner import Runner;"
-        "from paper_tables.stages import Stage;"
+        "import sys; from pathlib import Path; from paper_tables import runner;"
+        "from paper_tables.stages import Stage; runner._GRACE_SECONDS = 0.2;"
         f"folder = Path({str(tmp_path / 'pretrain-1')!r});"
-        'inner = \'import os, time; open("pid", "w").write(str(os.getpid())); time.sleep(60)\';'
-        "Runner().run([Stage('pretrain', '1', folder, (sys.executable, '-c', inner))])"
+        f"stage = Stage('pretrain', '1', folder, (sys.executable, '-c', {inner!r}));"
+        "runner.Runner().run([stage])"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'projects/vimpac'}"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
-    )
     pid = tmp_path / "pid"
-    deadline = time.monotonic() + 60
-    while not (pid.is_file() and pid.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    inner = int(pid.read_text())
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) != 0
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not pid.is_file() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            stage = int(pid.read_text())
+            process.send_signal(signum)
+            assert b"KeyboardInterrupt" in process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
+    assert process.returncode != 0
     with pytest.raises(ProcessLookupError):
-        os.kill(inner, 0)
+        os.kill(stage, 0)
     assert not (tmp_path / "pretrain-1/stage.json").exists()
     assert (tmp_path / "pretrain-1/seconds.json").is_file()
 

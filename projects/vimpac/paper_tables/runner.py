@@ -125,11 +125,13 @@ class Runner:
             file.write(f"$ {shown(stage.command)}\n")
             file.flush()
             start = file.tell()
-            process = subprocess.Popen(
-                stage.command, stdout=file, stderr=subprocess.STDOUT, env=_environment()
-            )
-            with _stopping(process):
-                code = _wait(process, stage.folder / "metrics.jsonl")
+            with _Stop() as stop:
+                process = subprocess.Popen(
+                    stage.command, stdout=file, stderr=subprocess.STDOUT, env=_environment()
+                )
+                code = _wait(process, stop, stage.folder / "metrics.jsonl")
+        if stop.asked:
+            raise KeyboardInterrupt
         if code:
             with log.open("rb") as written:
                 written.seek(start)
@@ -148,40 +150,48 @@ def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _stopping(process: subprocess.Popen) -> Iterator[None]:
-    """Ends the process when this one is interrupted (Ctrl-C, or SIGTERM from a scheduler)."""
+class _Stop:
+    """Remembers Ctrl-C and a scheduler's SIGTERM until the running stage was told, too.
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    An exception out of the handler could come anywhere, even between a lock of `subprocess` and
+    its release, after which no wait returns.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except BaseException:
-        process.terminate()
-        try:
-            process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self.asked = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stop":
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # e.g. SIGINT in the background
+                self._previous[signum] = signal.signal(signum, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+
+    def _remember(self, *_: object) -> None:
+        self.asked = True
 
 
-def _wait(process: subprocess.Popen, metrics: Path) -> int:
+def _wait(process: subprocess.Popen, stop: _Stop, metrics: Path) -> int:
     """Waits for the end, with the newest update on a terminal; returns the exit code."""
     shows = sys.stdout.isatty()
-    poll = _FIRST_POLL
+    poll, deadline = _FIRST_POLL, float("inf")
     while True:
         try:
             return process.wait(poll)
         except subprocess.TimeoutExpired:
             poll = min(2 * poll, _LAST_POLL)
-            if shows:
-                sys.stdout.write(f"\r  {_newest(metrics):60}\r")
-                sys.stdout.flush()
+        if stop.asked and deadline == float("inf"):
+            deadline = time.monotonic() + _GRACE_SECONDS
+            process.terminate()
+        if time.monotonic() > deadline:
+            process.kill()
+        if shows:
+            sys.stdout.write(f"\r  {_newest(metrics):60}\r")
+            sys.stdout.flush()
 
 
 def _newest(metrics: Path) -> str:
