@@ -162,8 +162,8 @@ TINY_MVIT = (
     ("name", "options"),
     [
         ("pretrain_mvit", TINY_MVIT),
-        ("pretrain_space_time", "{depth: 2}"),
-        ("pretrain_vit_tokens", "{depth: 2}"),
+        pytest.param("pretrain_space_time", "{depth: 2}", marks=pytest.mark.slow),
+        pytest.param("pretrain_vit_tokens", "{depth: 2}", marks=pytest.mark.slow),
     ],
 )
 def test_the_loss_of_pre_training_falls(name, options):

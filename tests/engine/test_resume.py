@@ -286,7 +286,9 @@ def test_other_processes_draw_other_numbers_for_dropout(project, tmp_path):
     assert in_processes(2, initial_seed, config, fresh) == [0, 1]
 
 
-@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "death", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_an_evaluation_that_was_missed_is_made_up_for(project, tmp_path, death):
     """Killed in the evaluation after epoch 2; asked to stop in the last update before it."""
     config = project / "finetune.yaml"
@@ -338,6 +340,7 @@ def test_of_two_evaluations_none_is_written_before_both_have_ended(tmp_path):
     assert (line["epoch"], line["knn_top1"]) == ("2/3", 50.0)
 
 
+@pytest.mark.slow
 def test_averaged_weights_and_loss_scale_are_restored(project, tmp_path):
     config = project / "pretrain.yaml"
     base = [*BASE, "TRAIN.EMA_DECAY", "0.9", "TRAIN.PRECISION", "fp16", "OUTPUT_DIR"]

@@ -187,6 +187,7 @@ def test_one_process_and_shards_continue_each_other(project, tmp_path, sharded_f
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_evaluation_is_that_of_one_process(project, tmp_path):
     """From the weights of another run; nine test videos, of which the processes have 5 and 4."""
     run(prepare(project / "pretrain.yaml"))

@@ -45,7 +45,7 @@ def are_equal(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("decay", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_last_test_is_that_of_the_checkpoint(project, decay):
     path = video_config(project, f"ema_{decay}", TRAIN={"EMA_DECAY": decay})
     ((main,), _), ((other,), _) = in_processes(2, watched_run, path)

@@ -168,6 +168,7 @@ def test_weights_in_parts_and_rates_of_layers_go_through_the_stages(project):
             torch.testing.assert_close(found[kind], expected[kind], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_between_the_stages_it_continues(project, chained, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     loaded = prepare(config(project))

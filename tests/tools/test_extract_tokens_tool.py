@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +72,6 @@ def test_not_a_store(main, tmp_path):
     for option in ("--verify", "--stats"):
         with pytest.raises(ValueError, match="is not a token store"):
             main([option, str(tmp_path)])
-
-
-def test_help_answers_at_once(main, capsys):
-    start = time.perf_counter()
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert time.perf_counter() - start < 2
-    assert "Exit codes" in capsys.readouterr().out
 
 
 def test_exit_code_tells_of_failed_videos(main, tmp_path, capsys):

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -42,19 +41,6 @@ def tool(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("predict.py", ["--draw", "--json", "--class_names"]), ("export.py", ["--what", ".parquet"])],
-)
-def test_help_answers_at_once(name, expected, tmp_path):
-    started = time.perf_counter()
-    done = call(name, "--help", cwd=tmp_path)
-    seconds = time.perf_counter() - started
-    assert done.returncode == 0, done.stderr
-    assert all(text in done.stdout for text in expected)
-    assert seconds < 2
 
 
 def test_predict_goes_on_after_a_bad_video_and_fails_at_the_end(

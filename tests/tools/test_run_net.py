@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -73,26 +72,6 @@ def run_tool(*words, cwd, tool="run_net.py", **environment):
 @pytest.fixture
 def project(tmp_path):
     return make_tiny_project(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("option", "expected"),
-    [
-        ("--help", ["--cfg", "--opts", "--plugin", "--list", "TRAIN.BATCH_SIZE 8"]),
-        (
-            "--list",
-            ["MASKERS", "BlockMasker(num_blocks: int", "VimpacTransformer(grid:", "Kinetics400("],
-        ),
-    ],
-)
-def test_help_and_list_answer_without_loading_torch(option, expected, tmp_path):
-    started = time.perf_counter()
-    done = run_tool(option, cwd=tmp_path)
-    seconds = time.perf_counter() - started
-    assert done.returncode == 0, done.stderr
-    for text in expected:
-        assert text in done.stdout
-    assert seconds < 2
 
 
 def test_components_from_outside_the_package(project, tmp_path):
